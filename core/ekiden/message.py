@@ -1,0 +1,148 @@
+"""The values that travel between ekiden and a broker: all that a transport ever sees.
+
+    Message   what is published        Delivery  one hand-out of it        Ending   how that hand-out ends
+    Published, Settled   the broker's answers      Seen, Depth   what looking at a queue tells
+
+All are immutable; ``headers`` is a mapping that nobody changes after the message was made.
+They are msgspec structs rather than dataclasses because making one costs a tenth (0.1 instead of 0.8 microseconds),
+and a worker makes several for each task.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from enum import Enum
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+HeaderValue = str | int | float | bool | None
+"""What a header may hold. Integers beyond 64 bits and NaN are not carried by every broker."""
+
+LOWEST_PRIORITY, DEFAULT_PRIORITY, HIGHEST_PRIORITY = 0, 4, 9
+MAX_QUEUE_NAME_LENGTH = 200
+DEAD_SUFFIX = ".dead"
+REPLY_PREFIX = "reply."
+
+RESERVED_HEADER_PREFIX = "ekiden-"
+"""Headers that ekiden sets itself begin with this; a user's may not."""
+
+_ID_TIME_DIGITS = 12
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What is published: opaque bytes for one queue.
+
+    ``id`` is made by the client and unique per queue while the queue holds it. ``priority`` is 0 to 9, 9 most urgent.
+    ``due`` is the broker's wall-clock time (seconds since the epoch) before which it is not delivered; None is now.
+    """
+
+    id: str
+    queue: str
+    body: bytes
+    headers: Mapping[str, HeaderValue] = {}
+    priority: int = DEFAULT_PRIORITY
+    due: float | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One hand-out of a message to one consumer.
+
+    ``tag`` means something to that consumer only and is new with every hand-out. ``attempt`` counts the hand-outs
+    of this message that were not given back by ``release``: 1, 2, ...
+    """
+
+    message: Message
+    tag: Any
+    attempt: int
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a delivery ends: ``publish`` is stored first (in the same act where the broker can), then it is forgotten."""
+
+    delivery: Delivery
+    publish: tuple[Message, ...] = ()
+
+
+class PublishOutcome(Enum):
+    """What became of one published message."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The broker's answer for one published message; ``error`` says why it FAILED, and is None otherwise."""
+
+    outcome: PublishOutcome
+    error: Exception | None = None
+
+
+class SettleOutcome(Enum):
+    """What became of one ending (or one extension) of a delivery.
+
+    SETTLED: done. LOST: the delivery is not this consumer's any more. FAILED: its messages could not be stored, or
+    the broker could not be asked; the delivery is still held as far as is known.
+    """
+
+    SETTLED = "settled"
+    LOST = "lost"
+    FAILED = "failed"
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """The answer for one ending; ``error`` says why it FAILED, and is None otherwise."""
+
+    outcome: SettleOutcome
+    error: Exception | None = None
+
+
+STORED = Published(PublishOutcome.STORED)
+DUPLICATE = Published(PublishOutcome.DUPLICATE)
+SETTLED = Settled(SettleOutcome.SETTLED)
+LOST = Settled(SettleOutcome.LOST)
+
+
+class Condition(Enum):
+    """Where a message in a queue is: READY to be received, DELAYED until it is due, LEASED to a consumer."""
+
+    READY = "ready"
+    DELAYED = "delayed"
+    LEASED = "leased"
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One message as ``browse`` found it. ``cursor`` continues after it; ``attempt`` counts its hand-outs so far."""
+
+    message: Message
+    condition: Condition
+    attempt: int
+    cursor: str
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """How many messages a queue holds; None where the broker cannot count them."""
+
+    ready: int | None
+    delayed: int | None
+    leased: int | None
+
+
+def new_id() -> str:
+    """A fresh id of 32 hexadecimal digits whose first 12 are the time in milliseconds, so that ids sort by age."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+def derived_id(old: str, step: str) -> str:
+    """The id of the message that ``step`` makes out of message ``old``: always the same for the same two.
+
+    A step repeated after a crash therefore collides with itself in the broker instead of doubling, while every
+    further step (a second redrive, a fourth retry) starts from another id and gets another one.
+    """
+    digest = blake2b(f"{old}\n{step}".encode(), digest_size=10).hexdigest()
+    prefix = old[:_ID_TIME_DIGITS]
+    return (prefix if len(prefix) == _ID_TIME_DIGITS and prefix.isalnum() and prefix.isascii() else "0" * 12) + digest

@@ -1,0 +1,145 @@
+"""Broker and backend URLs: what they hold, and how to show one without its password.
+
+    scheme+variant://user:password@host1:port1,host2:port2/path?option=value
+
+One form for every broker. ``urllib.parse.urlsplit`` refuses several hosts with IPv6 brackets among them, so the
+authority is taken apart here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+from urllib.parse import parse_qsl, quote, unquote
+
+import msgspec
+
+from ekiden.errors import ConfigurationError
+
+Options = TypeVar("Options", bound=msgspec.Struct)
+
+
+class Host(msgspec.Struct, frozen=True):
+    """One host of a URL; ``port`` is None where the URL names none."""
+
+    name: str
+    port: int | None = None
+
+
+class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """A parsed URL. ``path`` is percent-decoded and without its first slash; ``str()`` and ``repr()`` hide the password.
+
+    ``text`` is the URL as it was given, for a client library that parses it again. It holds the password.
+    """
+
+    text: str
+    scheme: str
+    variant: str | None = None
+    username: str | None = None
+    password: str | None = None
+    hosts: tuple[Host, ...] = ()
+    path: str = ""
+    options: Mapping[str, str] = {}
+
+    def __str__(self) -> str:
+        return without_password(self.text)
+
+    def __repr__(self) -> str:
+        return f"BrokerURL({str(self)!r})"
+
+    def options_as(self, kind: type[Options]) -> Options:
+        """The query options as a ``kind``, each converted to its field's type.
+
+        Raises ConfigurationError that names an option the transport does not have, or whose value does not fit.
+        """
+        known = {field.encode_name for field in msgspec.structs.fields(kind)}
+        for name in self.options:
+            if name not in known:
+                raise ConfigurationError(
+                    f"{self}: there is no option {name!r} for {self.scheme}://; it takes "
+                    f"{', '.join(sorted(known)) or 'no options'}."
+                )
+        try:
+            return msgspec.convert(dict(self.options), kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"{self}: an option has a value that does not fit: {error}.") from error
+
+
+def parse_url(text: str) -> BrokerURL:
+    """Take ``text`` apart. Raises ConfigurationError for what is not a URL; says nothing about unknown schemes."""
+    scheme_text, separator, rest = text.partition("://")
+    if not separator or not scheme_text:
+        raise ConfigurationError(
+            f"{_shortened(text)!r} is not a broker URL: write it as scheme://..., for example sqlite:///tasks.db "
+            "or redis://localhost:6379/0."
+        )
+    scheme, _, variant = scheme_text.lower().partition("+")
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
+    credentials, at, hosts_text = authority.rpartition("@")
+    username, colon, password = credentials.partition(":")
+    return BrokerURL(
+        text=text,
+        scheme=scheme,
+        variant=variant or None,
+        username=unquote(username) if at and username else None,
+        password=unquote(password) if colon else None,
+        hosts=_parse_hosts(hosts_text, text),
+        path=unquote(path),
+        options=_parse_options(query, text),
+    )
+
+
+def without_password(text: str) -> str:
+    """``text`` with the password of a URL in it replaced by ``***``; other text comes back as it is."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return text
+    end = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    authority, tail = rest[:end], rest[end:]
+    # A password that was not percent-encoded may hold a slash: the last @ in the whole text then ends it.
+    if "@" in tail and ":" in authority:
+        authority, tail = rest[: rest.rfind("@") + 1] + "", rest[rest.rfind("@") + 1 :]
+        authority = authority + tail.partition("/")[0]
+        tail = "".join(tail.partition("/")[1:])
+    credentials, at, hosts = authority.rpartition("@")
+    if not at or ":" not in credentials:
+        return text
+    username = credentials.partition(":")[0]
+    return f"{scheme}://{username}:***@{hosts}{tail}"
+
+
+def quoted(part: str) -> str:
+    """``part`` percent-encoded for use as a user name, password or path in a URL."""
+    return quote(part, safe="")
+
+
+def _parse_hosts(text: str, url: str) -> tuple[Host, ...]:
+    return tuple(_parse_host(part, url) for part in text.split(",") if part)
+
+
+def _parse_host(text: str, url: str) -> Host:
+    if text.startswith("["):
+        name, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ConfigurationError(f"{without_password(url)}: {text!r} is not a host; write [::1]:6379 for IPv6.")
+        port = rest[1:]
+    else:
+        name, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):  # noqa: PLR2004
+        raise ConfigurationError(f"{without_password(url)}: {port!r} is not a port; it must be a number up to 65535.")
+    return Host(unquote(name), int(port) if port else None)
+
+
+def _parse_options(query: str, url: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in options:
+            raise ConfigurationError(f"{without_password(url)}: the option {name!r} is given twice; keep one.")
+        options[name] = value
+    return options
+
+
+def _shortened(text: str, length: int = 60) -> str:
+    shown = without_password(text)
+    return shown if len(shown) <= length else shown[: length - 3] + "..."
