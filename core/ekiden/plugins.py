@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ekiden.errors import ConfigurationError
 from ekiden.results import Backend
@@ -16,8 +16,6 @@ from ekiden.urls import BrokerURL, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-Kind = TypeVar("Kind")
 
 TRANSPORTS = "ekiden.transports"
 BACKENDS = "ekiden.backends"
@@ -50,12 +48,18 @@ def open_backend(url: str | BrokerURL) -> Backend:
 
 def transport_class(url: BrokerURL) -> type[Transport]:
     """The class that carries URLs of this scheme."""
-    return _checked(load(TRANSPORTS, url.scheme, f"{url}"), Transport, url)
+    found = load(TRANSPORTS, url.scheme, str(url))
+    if isinstance(found, type) and issubclass(found, Transport):
+        return found
+    raise _not_a(Transport, found, url)
 
 
 def backend_class(url: BrokerURL) -> type[Backend]:
     """The class that stores results at URLs of this scheme."""
-    return _checked(load(BACKENDS, url.scheme, f"{url}"), Backend, url)
+    found = load(BACKENDS, url.scheme, str(url))
+    if isinstance(found, type) and issubclass(found, Backend):
+        return found
+    raise _not_a(Backend, found, url)
 
 
 def installed(group: str) -> list[str]:
@@ -92,10 +96,10 @@ def _load_with_stevedore(group: str, name: str, wanted_for: str) -> object:
     return manager.driver
 
 
-def _checked(found: object, kind: type[Kind], url: BrokerURL) -> type[Kind]:
-    if isinstance(found, type) and issubclass(found, kind):
-        return found
-    raise ConfigurationError(f"{url}: the plugin registered for {url.scheme}:// is {found!r}, not an ekiden {kind.__name__}.")
+def _not_a(kind: type, found: object, url: BrokerURL) -> ConfigurationError:
+    return ConfigurationError(
+        f"{url}: the plugin registered for {url.scheme}:// is {found!r}, which is not an ekiden {kind.__name__}."
+    )
 
 
 def _place(entry: importlib.metadata.EntryPoint) -> str:

@@ -127,7 +127,11 @@ def _parse_host(text: str, url: str) -> Host:
     else:
         name, _, port = text.partition(":")
     if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):  # noqa: PLR2004
-        raise ConfigurationError(f"{without_password(url)}: {port!r} is not a port; it must be a number up to 65535.")
+        # The "port" may be the beginning of a password that holds a slash, so it is not shown.
+        raise ConfigurationError(
+            f"{without_password(url)}: what follows the host's colon is not a port, a number up to 65535; / : @ ? # in "
+            "a user name or password must be percent-encoded."
+        )
     return Host(unquote(name), int(port) if port else None)
 
 
