@@ -31,6 +31,7 @@ RESERVED_HEADER_PREFIX = "ekiden-"
 """Headers that ekiden sets itself begin with this; a user's may not."""
 
 _ID_TIME_DIGITS = 12
+_HEADER_TYPES = frozenset({str, int, float, bool, type(None)})
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -146,3 +147,24 @@ def derived_id(old: str, step: str) -> str:
     digest = blake2b(f"{old}\n{step}".encode(), digest_size=10).hexdigest()
     prefix = old[:_ID_TIME_DIGITS]
     return (prefix if len(prefix) == _ID_TIME_DIGITS and prefix.isalnum() and prefix.isascii() else "0" * 12) + digest
+
+
+def unsendable(message: Message) -> str | None:
+    """Why no broker carries ``message``, in words that follow "message ...: "; None when every one should.
+
+    Transports ask it of each message first, so that all of them refuse the same ones (FAILED with BrokerRefused).
+    """
+    if not 0 < len(message.queue) <= MAX_QUEUE_NAME_LENGTH:
+        return f"a queue's name has 1 to {MAX_QUEUE_NAME_LENGTH} characters, this one {len(message.queue)}"
+    if not message.queue.isprintable():
+        return "a queue's name has printable characters only"
+    if not message.id:
+        return "its id is empty"
+    if type(message.body) is not bytes:
+        return f"its body is {type(message.body).__name__}, not bytes"
+    if not LOWEST_PRIORITY <= message.priority <= HIGHEST_PRIORITY:
+        return f"priorities are {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, this one is {message.priority}"
+    if not _HEADER_TYPES.issuperset(map(type, message.headers.values())):
+        wrong = next(name for name, value in message.headers.items() if type(value) not in _HEADER_TYPES)
+        return f"its header {wrong!r} is {type(message.headers[wrong]).__name__}, not str, int, float, bool or None"
+    return None
