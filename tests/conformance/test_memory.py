@@ -1,0 +1,27 @@
+"""The memory transport and backend keep the contracts."""
+
+from collections.abc import Iterator
+
+import pytest
+from ekiden import memory
+from ekiden.message import new_id
+from ekiden.testing.conformance import BackendConformance, LeaseExpiryConformance, TransportConformance
+
+
+@pytest.fixture
+def memory_url() -> Iterator[str]:
+    name = new_id()
+    yield f"memory://{name}"
+    memory.discard(name)
+
+
+class TestMemoryTransport(TransportConformance, LeaseExpiryConformance):
+    @pytest.fixture
+    def url(self, memory_url: str) -> str:
+        return memory_url
+
+
+class TestMemoryBackend(BackendConformance):
+    @pytest.fixture
+    def url(self, memory_url: str) -> str:
+        return memory_url
