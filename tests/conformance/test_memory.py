@@ -5,7 +5,12 @@ from collections.abc import Iterator
 import pytest
 from ekiden import memory
 from ekiden.message import new_id
-from ekiden.testing.conformance import BackendConformance, LeaseExpiryConformance, TransportConformance
+from ekiden.testing.conformance import (
+    BackendConformance,
+    FullBrokerConformance,
+    LeaseExpiryConformance,
+    TransportConformance,
+)
 
 
 @pytest.fixture
@@ -19,6 +24,12 @@ class TestMemoryTransport(TransportConformance, LeaseExpiryConformance):
     @pytest.fixture
     def url(self, memory_url: str) -> str:
         return memory_url
+
+
+class TestFullMemoryTransport(FullBrokerConformance):
+    @pytest.fixture
+    def url(self, memory_url: str) -> str:
+        return f"{memory_url}?max_messages=200"
 
 
 class TestMemoryBackend(BackendConformance):

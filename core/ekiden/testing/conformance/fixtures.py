@@ -22,8 +22,8 @@ PATIENCE = 10.0
 """How long (seconds) a test waits for what must happen, before it says that it did not."""
 
 
-def eventually(look: Callable[[], Found], *, what: str, within: float = PATIENCE) -> Found:
-    """Call ``look`` until it returns something true, and return that. Fails, saying ``what``, after ``within`` seconds."""
+def eventually(look: Callable[[], Found | None], *, what: str, within: float = PATIENCE) -> Found:
+    """Call ``look`` until it returns something true, and return that. Fails with ``what`` after ``within`` seconds."""
     give_up = time.monotonic() + within
     while True:
         found = look()
