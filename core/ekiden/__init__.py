@@ -1,0 +1,55 @@
+"""ekiden: tasks and messages over any broker, chosen by URL.
+
+    from ekiden import Ekiden
+
+    app = Ekiden("shop")
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    add.delay(2, 2).get()      # with `ekiden worker shop:app` running
+
+``connect(url)`` gives queues and topics without tasks.
+"""
+
+from ekiden import errors, signals
+from ekiden.app import Ekiden, TaskSet, shared_task
+from ekiden.errors import (
+    ConfigurationError,
+    EkidenError,
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskError,
+)
+try:
+    from ekiden.messaging import connect
+except ImportError: pass
+from ekiden.results import AsyncResult
+from ekiden.signature import Signature
+from ekiden.states import State
+from ekiden.task import Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncResult",
+    "ConfigurationError",
+    "Ekiden",
+    "EkidenError",
+    "Ignore",
+    "Reject",
+    "Retry",
+    "Signature",
+    "SoftTimeLimitExceeded",
+    "State",
+    "Task",
+    "TaskError",
+    "TaskSet",
+    "connect",
+    "errors",
+    "shared_task",
+    "signals",
+]

@@ -67,6 +67,12 @@ def installed(group: str) -> list[str]:
     return sorted({entry.name for entry in importlib.metadata.entry_points(group=group)})
 
 
+def check_installed(group: str, url: BrokerURL) -> None:
+    """Raise ConfigurationError, saying what is installed and what to install, when nothing knows the URL's scheme."""
+    if not importlib.metadata.entry_points(group=group, name=url.scheme):
+        raise ConfigurationError(f"{url}: {_nothing_found(group, url.scheme)}")
+
+
 def load(group: str, name: str, wanted_for: str) -> object:
     """The object registered under ``name``. ``wanted_for`` is shown when there is none, or more than one."""
     entries = importlib.metadata.entry_points(group=group, name=name)

@@ -1,4 +1,4 @@
-"""The abstract Backend: where results, and the small records that need storing, are kept.
+"""The abstract Backend, where results and small records are kept; and AsyncResult, a task's result to come.
 
 A backend stores bytes under task ids and keys and knows nothing of tasks. Every method takes a batch and answers
 for each. The conformance kit (``ekiden.testing.conformance``) checks what the docstrings promise.
@@ -6,16 +6,25 @@ for each. The conformance kit (``ekiden.testing.conformance``) checks what the d
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import msgspec
 
+from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
+from ekiden.errors import ResultTimeout, TaskError
+from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
+
 if TYPE_CHECKING:
+    from ekiden.futures import WaitingThread
     from ekiden.urls import BrokerURL
+
+R = TypeVar("R", covariant=True)
 
 
 class StoredResult(msgspec.Struct, frozen=True):
@@ -167,3 +176,247 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class ResultSource(Protocol):
+    """Where an AsyncResult asks: an app."""
+
+    def opened_backend(self) -> Backend:
+        """The backend. Raises ConfigurationError where the app has none."""
+        ...
+
+    def waiting_thread(self) -> WaitingThread:
+        """The thread that waits for all who await."""
+        ...
+
+    def revoke(self, task_id: str | Sequence[str], *, terminate: bool = False) -> None:
+        """Have tasks not run, or end."""
+        ...
+
+    def return_kind(self, task_name: str | None) -> Any:
+        """The type that a task's function is annotated to return, or Any."""
+        ...
+
+    def check_may_wait(self, allow_join: bool) -> None:
+        """Raise MisuseError when called inside a task."""
+        ...
+
+
+_LONGEST_WAIT = 60.0
+
+
+class AsyncResult(Generic[R]):
+    """The result of a task, now or later. ``get()`` or ``await`` it.
+
+    Asking costs a trip to the backend; a final state is remembered and asked for once.
+    """
+
+    def __init__(self, id: str, source: ResultSource, *, parent: AsyncResult[Any] | None = None) -> None:  # noqa: A002
+        self.id = id
+        self.parent = parent
+        self._source = source
+        self._final: StoredResult | None = None
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult {self.id}>"
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, AsyncResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def task_id(self) -> str:
+        """The task's id."""
+        return self.id
+
+    @property
+    def state(self) -> str:
+        """PENDING (or never heard of), STARTED, RETRY, SUCCESS, FAILURE, REVOKED, EXPIRED, or a state of its own."""
+        stored = self._stored()
+        return State.PENDING.value if stored is None else stored.state
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        """What it returned; the exception if it failed; what it last told with ``update_state``; None before."""
+        stored = self._stored()
+        return None if stored is None else self._value_of(stored)
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        """The worker's traceback as text, if it failed."""
+        failure = self._record().failure
+        return None if failure is None else failure.traceback
+
+    @property
+    def name(self) -> str | None:
+        """The task's name, once something is stored."""
+        return self._record().task
+
+    @property
+    def worker(self) -> str | None:
+        """The worker process that ran it."""
+        return self._record().worker
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that its message came from."""
+        return self._record().queue
+
+    @property
+    def retries(self) -> int:
+        """How many tries came before the last one."""
+        return self._record().retries
+
+    @property
+    def date_done(self) -> datetime | None:
+        """When its outcome was stored, in UTC."""
+        done = self._record().done
+        return None if done is None else datetime.fromtimestamp(done, UTC)
+
+    @property
+    def runtime(self) -> float | None:
+        """How many seconds the body ran."""
+        return self._record().runtime
+
+    @property
+    def children(self) -> list[AsyncResult[Any]]:
+        """The results of the tasks that its body sent, and of those that followed it."""
+        return [AsyncResult(each, self._source, parent=self) for each in self._record().children]
+
+    def ready(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return is_final(self.state)
+
+    def successful(self) -> bool:
+        """Whether it has returned."""
+        return self.state == State.SUCCESS
+
+    def failed(self) -> bool:
+        """Whether it has failed for good."""
+        return self.state == State.FAILURE
+
+    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R:
+        """Wait for the result and return it.
+
+        Raises what the task raised (unless ``propagate`` is False: then it is returned), TaskRevoked or TaskExpired
+        for what never ran, and ResultTimeout after ``timeout`` seconds. Inside a task it raises MisuseError unless
+        ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
+        """
+        self._source.check_may_wait(allow_join)
+        return self._returned(self._waited(timeout), propagate)
+
+    wait = get
+
+    def __await__(self) -> Generator[Any, None, R]:
+        stored = self._final
+        if stored is None:
+            stored = yield from self._source.waiting_thread().wait(self.id).__await__()
+            self._final = stored
+        return self._returned(stored, propagate=True)
+
+    def then(self, callback: Callable[[AsyncResult[R]], object]) -> AsyncResult[R]:
+        """Call ``callback(self)`` once it is ready, in the thread that waits for results; quick callbacks only."""
+
+        def finish(stored: StoredResult | None, _error: Exception | None) -> None:
+            if stored is not None:
+                self._final = stored
+                callback(self)
+
+        self._source.waiting_thread().call_when_final(self.id, finish)
+        return self
+
+    def collect(self, timeout: float | None = None, *, propagate: bool = True) -> Iterator[tuple[AsyncResult[Any], Any]]:
+        """Wait for this result, then for those of its children, and theirs: (result, value), breadth first."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting: list[AsyncResult[Any]] = [self]
+        while waiting:
+            result = waiting.pop(0)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            yield result, result.get(left, propagate=propagate)
+            waiting.extend(result.children)
+
+    def forget(self) -> None:
+        """Delete what is stored of it."""
+        self._source.opened_backend().forget([self.id])
+        self._final = None
+
+    def revoke(self, *, terminate: bool = False) -> None:
+        """Have it not run; with ``terminate``, end it if it is running."""
+        self._source.revoke(self.id, terminate=terminate)
+
+    def maybe_throw(self) -> Any:
+        """Raise what the task raised, if it has failed; else return its result, or None before there is one."""
+        stored = self._stored()
+        return None if stored is None else self._returned(stored, propagate=True)
+
+    def _stored(self) -> StoredResult | None:
+        if self._final is not None:
+            return self._final
+        (stored,) = self._source.opened_backend().get([self.id])
+        if stored is not None and is_final(stored.state):
+            self._final = stored
+        return stored
+
+    def _record(self) -> OutcomeRecord:
+        stored = self._stored()
+        return OutcomeRecord() if stored is None else decode_outcome(stored.body)
+
+    def _waited(self, timeout: float | None) -> StoredResult:
+        if self._final is not None:
+            return self._final
+        backend = self._source.opened_backend()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _LONGEST_WAIT if deadline is None else deadline - time.monotonic()
+            for stored in backend.wait([self.id], min(max(left, 0.0), _LONGEST_WAIT)):
+                self._final = stored
+                return stored
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ResultTimeout(
+                    f"task {self.id} had not ended after {timeout:g} s; it is {self.state}. It goes on; ask again later."
+                )
+
+    def _value_of(self, stored: StoredResult) -> Any:
+        record = decode_outcome(stored.body)
+        if stored.state in EXCEPTION_STATES:
+            return None if record.failure is None else rebuild_exception(record.failure)
+        kind = self._source.return_kind(record.task) if stored.state == State.SUCCESS else Any
+        return decode_value(record.value, kind)
+
+    def _returned(self, stored: StoredResult, propagate: bool) -> Any:
+        value = self._value_of(stored)
+        if propagate and stored.state in PROPAGATE_STATES:
+            error = value if isinstance(value, BaseException) else TaskError(f"task {self.id} is {stored.state}")
+            text = decode_outcome(stored.body).failure
+            if text is not None and text.traceback:
+                error.add_note(f"In the worker:\n{text.traceback}")
+            raise error
+        return value
+
+
+class EagerResult(AsyncResult[R]):
+    """The result of ``task.apply()``: there already."""
+
+    def __init__(self, id: str, source: ResultSource, stored: StoredResult) -> None:  # noqa: A002
+        super().__init__(id, source)
+        self._final = stored
+
+    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R:
+        """What it returned, or raise what it raised; never waits."""
+        assert self._final is not None
+        return self._returned(self._final, propagate)
+
+    def forget(self) -> None:
+        """Nothing is stored of it."""
+
+    def revoke(self, *, terminate: bool = False) -> None:
+        """It has run already."""

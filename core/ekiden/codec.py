@@ -1,0 +1,386 @@
+"""Between calls and bytes: JSON, typed on both sides by the function's annotations.
+
+    encode_call / decode_call       Call <-> a message's body
+    encode_outcome / decode_outcome ended tasks <-> a stored result's body
+    Parameters                      what a function accepts: checks a call's arguments, converts what a message brought
+
+JSON only. Datetimes, dates, decimals, UUIDs, enums, bytes, sets, dataclasses and msgspec structs are written as JSON
+and come back as what the parameter's annotation says; pydantic models too, when pydantic is loaded. What has no
+annotation arrives as JSON has it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from types import FrameType
+from typing import Any, Optional, get_type_hints
+from uuid import UUID
+
+import msgspec
+
+from ekiden.errors import MessageError, NewerFormat, TaskArgumentsError, TaskError
+from ekiden.signature import FORMAT_VERSION, Call
+
+CONTENT_TYPE_HEADER = "content-type"
+JSON_CONTENT_TYPE = "application/json"
+
+
+def _encode_other(value: Any) -> Any:
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is not None and isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} has no JSON form")
+
+
+def _decode_other(kind: type, value: Any) -> Any:
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+        return kind.model_validate(value)
+    raise NotImplementedError
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_encode_other)
+_call_decoder = msgspec.json.Decoder(Call)
+_encode = _encoder.encode
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+def encode_value(value: Any) -> bytes:
+    """``value`` as JSON. Raises TypeError or ValueError for what JSON cannot carry."""
+    try:
+        body = _encode(value)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it contains itself, or is nested too deeply") from error
+    if b"null" in body:
+        _refuse_not_finite(value)
+    return body
+
+
+def encode_call(call: Call) -> bytes:
+    """A message's body. Raises TaskArgumentsError that names the argument which JSON cannot carry."""
+    try:
+        body = _encode(call)
+        # JSON has no infinity and no NaN; the encoder would write null for them, and the task would get None.
+        if b"null" in body:
+            _refuse_not_finite((call.args, call.kwargs))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _unencodable(call, error) from error
+    return body
+
+
+def decode_call(body: bytes, headers: Mapping[str, Any]) -> Call:
+    """The call in a message's body. Raises MessageError for what is none, NewerFormat for one of a later version."""
+    content_type = headers.get(CONTENT_TYPE_HEADER) if headers else None
+    if content_type is not None and content_type != JSON_CONTENT_TYPE:
+        raise MessageError(f"its content type is {content_type!r}, and this worker accepts {JSON_CONTENT_TYPE} only")
+    try:
+        return _call_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _undecodable(body, error) from error
+
+
+def _undecodable(body: bytes, error: Exception) -> MessageError:
+    try:
+        version = msgspec.json.decode(body, type=_Version).v
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return MessageError(f"its body is not a call: {error}")
+    if version > FORMAT_VERSION:
+        return NewerFormat(f"its format is {version}, and this worker understands up to {FORMAT_VERSION}")
+    return MessageError(f"its body is not a call of format {version}: {error}")
+
+
+def _refuse_not_finite(value: Any) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no JSON form")
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            _refuse_not_finite(each)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            _refuse_not_finite(each)
+
+
+def _unencodable(call: Call, error: Exception) -> TaskArgumentsError:
+    named = [(f"argument {index + 1}", value) for index, value in enumerate(call.args)]
+    named += [(f"argument {name!r}", value) for name, value in call.kwargs.items()]
+    for name, value in named:
+        try:
+            encode_value(value)
+        except (TypeError, ValueError) as reason:
+            return TaskArgumentsError(
+                f"{call.task}() cannot be sent: {name} ({_shortened(value)}) cannot be carried in a message: {reason}."
+            )
+    return TaskArgumentsError(f"{call.task}() cannot be sent: it cannot be carried in a message: {error}.")
+
+
+def _shortened(value: Any, length: int = 80) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - a user's __repr__ may do anything
+        text = f"a {type(value).__name__} whose repr failed: {error!r}"
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+# Outcomes, as results store them.
+
+
+class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept of an exception: its class by name, its arguments as far as JSON carries them, its text."""
+
+    type: str
+    message: str
+    args: tuple[Any, ...] = ()
+    traceback: str | None = None
+
+
+class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
+    """What a stored result's body holds. ``value`` is the return value or the progress that was told, as JSON.
+
+    ``due``, ``args``, ``kwargs``: when the next try is, and with what if not the same, for RETRY. ``children``: ids of the tasks that were sent from its body or ending.
+    Times are wall-clock seconds since the epoch; ``runtime`` is in seconds.
+    """
+
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    failure: FailureRecord | None = None
+    task: str | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    worker: str | None = None
+    retries: int = 0
+    queue: str | None = None
+    due: float | None = None
+    done: float | None = None
+    runtime: float | None = None
+    parent: str | None = None
+    root: str | None = None
+    children: tuple[str, ...] = ()
+
+
+_outcome_decoder = msgspec.json.Decoder(OutcomeRecord)
+
+
+def encode_outcome(outcome: OutcomeRecord) -> bytes:
+    """A stored result's body."""
+    return _encode(outcome)
+
+
+def decode_outcome(body: bytes) -> OutcomeRecord:
+    """What a stored result's body says; an empty body (a task that has only begun) says nothing."""
+    if not body:
+        return OutcomeRecord()
+    try:
+        return _outcome_decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise MessageError(f"a stored result cannot be read: {error}") from error
+
+
+def decode_value(raw: msgspec.Raw | bytes, kind: Any = Any) -> Any:
+    """A JSON value, as ``kind`` if one is given."""
+    return msgspec.json.decode(raw, type=kind, dec_hook=_decode_other)
+
+
+def failure_record(error: BaseException, traceback_text: str | None) -> FailureRecord:
+    """What is kept of ``error``. Arguments that JSON cannot carry are kept as their repr."""
+    args = []
+    for each in error.args:
+        try:
+            args.append(msgspec.json.decode(encode_value(each)))
+        except (TypeError, ValueError):
+            args.append(_shortened(each, 500))
+    kind = type(error)
+    return FailureRecord(f"{kind.__module__}.{kind.__qualname__}", _text_of(error), tuple(args), traceback_text)
+
+
+def rebuild_exception(record: FailureRecord) -> BaseException:
+    """The exception that ``record`` tells of: its own class if that is a built-in or imported already, else TaskError.
+
+    Nothing is imported because a message says so, and only exception classes are made.
+    """
+    module_name, _, name = record.type.rpartition(".")
+    module = builtins if module_name == "builtins" else sys.modules.get(module_name)
+    kind = vars(module).get(name) if module is not None else None
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        try:
+            return kind(*record.args)
+        except Exception:  # noqa: BLE001 - a constructor of the user's may want other arguments; TaskError tells it all
+            pass
+    return TaskError(record.message or record.type, type_name=record.type, traceback_text=record.traceback)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - a user's __str__ may do anything
+        return f"(its text cannot be shown: {failure!r})"
+
+
+# Arguments.
+
+_AS_JSON_HAS_IT = (str, int, float, bool, type(None), list, dict)
+_CARRIED_AS_THEY_ARE = frozenset({*_AS_JSON_HAS_IT, datetime, date, Decimal, UUID, bytes})
+
+
+class Parameters:
+    """What a function accepts, read once when its task is declared.
+
+    Raises ConfigurationError lazily: annotations are resolved when first used, so that they may name what comes later
+    in the module.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, skip_first: bool) -> None:
+        self._function = function
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())[1 if skip_first else 0 :]
+        self.signature = signature.replace(parameters=parameters)
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._positional_names = [p.name for p in positional]
+        self._fewest = sum(1 for p in positional if p.default is p.empty)
+        self._takes_plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        self._kinds: dict[str, Any] | None = None
+
+    def check(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise TaskArgumentsError if a call with these does not fit; each value must fit its annotation, too."""
+        if kwargs or not self._takes_plain or not self._fewest <= len(args) <= len(self._positional_names):
+            self._bind(task_name, args, kwargs)
+        kinds = self._kinds
+        if kinds is None:
+            kinds = self._resolve()
+        if kinds:
+            for name, value in self._typed(args, kwargs, kinds):
+                kind = kinds[name]
+                if type(value) is not kind or kind not in _CARRIED_AS_THEY_ARE:
+                    self._check_value(task_name, name, value, kind)
+
+    def convert(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """What a message brought, as the annotations say. Raises TypeError or ValueError naming the parameter."""
+        kinds = self._kinds
+        if kinds is None:
+            kinds = self._resolve()
+        if not kinds:
+            return args, kwargs
+        changed = list(args)
+        for index, value in enumerate(args):
+            kind = kinds.get(self._name_of(index))
+            if kind is not None and type(value) is not kind:
+                changed[index] = self._converted(self._name_of(index), value, kind)
+        if kwargs:
+            more = kinds.get("**")
+            kwargs = {
+                name: self._converted(name, value, kinds.get(name, more)) if name in kinds or more else value
+                for name, value in kwargs.items()
+            }
+        return changed, kwargs
+
+    def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Why the function cannot be called with these, or None if it can."""
+        if not kwargs and self._takes_plain and self._fewest <= len(args) <= len(self._positional_names):
+            return None
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            return str(error)
+        return None
+
+    def _bind(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        reason = self.misfit(args, kwargs)
+        if reason is not None:
+            raise TaskArgumentsError(
+                f"{self._name}() {reason}{_called_at()}. {task_name} is declared as {self.declared}."
+            )
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._function, "__name__", repr(self._function))
+
+    @property
+    def declared(self) -> str:
+        """The function's name and signature, as text."""
+        return f"{self._name}{self.signature}"
+
+    def _name_of(self, index: int) -> str:
+        return self._positional_names[index] if index < len(self._positional_names) else "*"
+
+    def _typed(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[str, Any]
+    ) -> list[tuple[str, Any]]:
+        named = [(self._name_of(index), value) for index, value in enumerate(args)]
+        if kwargs:
+            named += [(name if name in kinds or "**" not in kinds else "**", value) for name, value in kwargs.items()]
+        return [(name, value) for name, value in named if name in kinds]
+
+    def _check_value(self, task_name: str, name: str, value: Any, kind: Any) -> None:
+        try:
+            # What the worker will see: written as JSON and read again as the annotation says.
+            decode_value(encode_value(value), kind)
+        except (TypeError, ValueError, msgspec.ValidationError) as error:
+            raise TaskArgumentsError(
+                f"{self._name}() cannot take {_shortened(value)} for {name!r}{_called_at()}: {error}. "
+                f"{task_name} is declared as {self.declared}."
+            ) from error
+
+    def _converted(self, name: str, value: Any, kind: Any) -> Any:
+        try:
+            return msgspec.convert(value, kind, dec_hook=_decode_other)
+        except (msgspec.ValidationError, TypeError, ValueError) as error:
+            raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {error}") from error
+
+    def _resolve(self) -> dict[str, Any]:
+        """The parameters whose annotation says more than JSON does, each with its type; ``*`` and ``**`` for the rest."""
+        try:
+            hints = get_type_hints(self._function, include_extras=True)
+        except (NameError, TypeError, AttributeError):
+            hints = {}  # names that exist for the type checker only: nothing can be checked here
+        kinds = {}
+        for parameter in self.signature.parameters.values():
+            kind = hints.get(parameter.name)
+            if kind is None or kind is Any or not _is_convertible(kind):
+                continue
+            if parameter.default is None:
+                kind = Optional[kind]
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                kinds["*"] = kind
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                kinds["**"] = kind
+            else:
+                kinds[parameter.name] = kind
+        self._kinds = kinds
+        return kinds
+
+
+def _is_convertible(kind: Any) -> bool:
+    """Whether msgspec (or pydantic) knows how to read this annotation; what it does not know is left unchecked."""
+    if kind in _AS_JSON_HAS_IT:
+        return True
+    try:
+        msgspec.json.Decoder(kind, dec_hook=_decode_other)
+    except (TypeError, ValueError):
+        return False
+    return not (isinstance(kind, type) and _is_custom(kind))
+
+
+def _is_custom(kind: type) -> bool:
+    info = msgspec.inspect.type_info(kind)
+    if not isinstance(info, msgspec.inspect.CustomType):
+        return False
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is None or not issubclass(kind, pydantic.BaseModel)
+
+
+def _called_at() -> str:
+    """Where the user's code made the call, as text; nothing where that cannot be told."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("ekiden."):
+        frame = frame.f_back
+    return "" if frame is None else f" (called in {frame.f_code.co_filename}:{frame.f_lineno})"

@@ -1,0 +1,62 @@
+"""The errors, under the module name that Celery's users look for."""
+
+from ekiden.errors import (
+    BackendError,
+    BrokerRefused,
+    BrokerUnavailable,
+    ConfigurationError,
+    EkidenError,
+    Ignore,
+    MaxRetriesExceededError,
+    MessageError,
+    MisuseError,
+    NotRegistered,
+    Reject,
+    ResultTimeout,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskArgumentsError,
+    TaskError,
+    TaskExpired,
+    TaskPredicate,
+    TaskRejected,
+    TaskRevoked,
+    TimeLimitExceeded,
+    TransportError,
+    WorkerLostError,
+)
+
+TaskRevokedError = TaskRevoked
+ImproperlyConfigured = ConfigurationError
+OperationalError = BrokerUnavailable
+TimeoutError = ResultTimeout  # noqa: A001 - celery.exceptions.TimeoutError is what a porter imports
+
+__all__ = [
+    "BackendError",
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "ConfigurationError",
+    "EkidenError",
+    "Ignore",
+    "ImproperlyConfigured",
+    "MaxRetriesExceededError",
+    "MessageError",
+    "MisuseError",
+    "NotRegistered",
+    "OperationalError",
+    "Reject",
+    "ResultTimeout",
+    "Retry",
+    "SoftTimeLimitExceeded",
+    "TaskArgumentsError",
+    "TaskError",
+    "TaskExpired",
+    "TaskPredicate",
+    "TaskRejected",
+    "TaskRevoked",
+    "TaskRevokedError",
+    "TimeLimitExceeded",
+    "TimeoutError",
+    "TransportError",
+    "WorkerLostError",
+]

@@ -1,0 +1,682 @@
+"""One delivery in, one outcome out, and what that means.
+
+    run, run_async   call a task's body and say what happened: an Outcome
+    verdict          what becomes of the message and the result: a pure function, a table
+
+The table, one row per outcome (``_ROWS`` below dispatches on it, and the tests walk it):
+
+    outcome              stored      published                                    delivery
+    Succeeded            SUCCESS     what follows on success                      settled
+    Retried              RETRY       the same call, one more try, due later       settled
+    Failed               FAILURE     what follows on error; a copy to .dead       settled
+    Ignored              -           -                                            settled
+    Rejected             FAILURE     a copy to .dead                              settled
+    Rejected, requeue    -           -                                            released
+    Expired              EXPIRED     what follows on error                        settled
+    Revoked              REVOKED     what follows on error                        settled
+    Unprocessable        FAILURE     what follows on error; a copy to .dead       settled
+    Postponed            -           -                                            released with a delay
+    SecondCopy           -           -                                            settled
+    AlreadyEnded         -           what follows from the stored outcome         settled
+
+Outcomes are plain data, because a body may run in another process.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, assert_never
+
+import msgspec
+
+from ekiden import hooks
+from ekiden.codec import (
+    FailureRecord,
+    OutcomeRecord,
+    decode_outcome,
+    encode_call,
+    encode_outcome,
+    encode_value,
+    failure_record,
+    rebuild_exception,
+)
+from ekiden.errors import (
+    Ignore,
+    MisuseError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskArgumentsError,
+    TaskExpired,
+    TaskRejected,
+    TaskRevoked,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, HeaderValue, Message, derived_id
+from ekiden.options import Policy, Sending
+from ekiden.results import StoredResult
+from ekiden.retry import is_retried, retry_delay, tries_left
+from ekiden.signature import Call, Step, seconds_until
+from ekiden.states import State
+
+if TYPE_CHECKING:
+    from ekiden.task import Task
+
+REQUEUE_DELAY = 1.0
+"""Seconds after which a message that its task gave back (``Reject(requeue=True)``) is handed out again."""
+
+_LONGEST_ERROR_HEADER = 1000
+
+_NULL = msgspec.Raw(b"null")
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The call that is being executed, as the task sees it: ``self.request``. The names are Celery's.
+
+    ``called_directly`` is True where the function was simply called, outside any worker.
+    """
+
+    call: Call
+    queue: str | None = None
+    priority: int | None = None
+    attempt: int = 1
+    headers: Mapping[str, HeaderValue] = {}
+    hostname: str | None = None
+    called_directly: bool = False
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.call.id
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.call.task
+
+    @property
+    def args(self) -> list[Any]:
+        """The positional arguments, as the message brought them."""
+        return list(self.call.args)
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments, as the message brought them."""
+        return dict(self.call.kwargs)
+
+    @property
+    def retries(self) -> int:
+        """How many tries came before this one."""
+        return self.call.retries
+
+    @property
+    def eta(self) -> datetime | None:
+        """When the call was due, if it was sent for later."""
+        return None if self.call.eta is None else datetime.fromtimestamp(self.call.eta, UTC)
+
+    @property
+    def expires(self) -> datetime | None:
+        """After when it would not have been started."""
+        return None if self.call.expires is None else datetime.fromtimestamp(self.call.expires, UTC)
+
+    @property
+    def root_id(self) -> str:
+        """The id of the task that the whole run began with."""
+        return self.call.root or self.call.id
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the task that sent this one, or that this one follows."""
+        return self.call.parent
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        """Queue, priority, and whether the message had been handed out before."""
+        return {
+            "routing_key": self.queue,
+            "queue": self.queue,
+            "priority": self.priority,
+            "redelivered": self.attempt > 1,
+        }
+
+
+class Execution(msgspec.Struct):
+    """A body that is running: its request, and the ids of the tasks it has sent so far. Owned by the running thread."""
+
+    request: Request
+    children: list[str]
+
+
+running: ContextVar[Execution | None] = ContextVar("ekiden_running", default=None)
+"""The execution that the current code is part of: the only ambient state there is."""
+
+
+# Outcomes.
+
+
+class Succeeded(msgspec.Struct, frozen=True, tag=True):
+    """The body returned; ``value`` is what, as JSON."""
+
+    value: msgspec.Raw = _NULL
+    children: tuple[str, ...] = ()
+    runtime: float | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The body raised, was ended, or its result could not be stored; there is no further try."""
+
+    failure: FailureRecord
+    children: tuple[str, ...] = ()
+    runtime: float | None = None
+
+
+class Retried(msgspec.Struct, frozen=True, tag=True):
+    """There is to be one more try at ``due`` (seconds since the epoch), with other arguments if some are given."""
+
+    due: float
+    failure: FailureRecord | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    children: tuple[str, ...] = ()
+    runtime: float | None = None
+
+
+class Ignored(msgspec.Struct, frozen=True, tag=True):
+    """The body raised ``Ignore``."""
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """The body raised ``Reject``."""
+
+    reason: str
+    requeue: bool
+
+
+class Expired(msgspec.Struct, frozen=True, tag=True):
+    """Its ``expires`` passed before it was started."""
+
+
+class Revoked(msgspec.Struct, frozen=True, tag=True):
+    """It was revoked; ``terminated`` while it was running."""
+
+    terminated: bool = False
+
+
+class Unprocessable(msgspec.Struct, frozen=True, tag=True):
+    """No worker of ours can run this message: garbage, an unknown task, wrong arguments, handed out too often."""
+
+    failure: FailureRecord
+
+
+class Postponed(msgspec.Struct, frozen=True, tag=True):
+    """Not now, and no attempt of it: another worker may know better, or its turn comes later."""
+
+    delay: float
+    reason: str
+
+
+class SecondCopy(msgspec.Struct, frozen=True, tag=True):
+    """The fence said that this step has begun out of another message."""
+
+
+class AlreadyEnded(msgspec.Struct, frozen=True, tag=True):
+    """The fence said that this step's outcome is stored: ``state`` and its body."""
+
+    state: str
+    body: bytes
+
+
+Outcome = (
+    Succeeded
+    | Failed
+    | Retried
+    | Ignored
+    | Rejected
+    | Expired
+    | Revoked
+    | Unprocessable
+    | Postponed
+    | SecondCopy
+    | AlreadyEnded
+)
+
+
+# Running a body.
+
+
+def run(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
+    """Call the body of a ``def`` task in this thread, with all that belongs to it, and say what happened."""
+    execution = Execution(request, [])
+    token = running.set(execution)
+    started = time.perf_counter()
+    value: Any = None
+    try:
+        args, kwargs = begin(task, policy, request)
+        value = task.function(*args, **kwargs)
+        outcome: Outcome = Succeeded(_encoded(value, policy))
+    except BaseException as error:  # noqa: BLE001 - whatever a body raises is its outcome, SystemExit too
+        outcome = outcome_of(error, policy, request, time.time())
+        value = error
+    try:
+        return finish(task, request, outcome, value, execution, time.perf_counter() - started)
+    finally:
+        running.reset(token)
+
+
+async def run_async(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
+    """Await the body of an ``async def`` task, with all that belongs to it, and say what happened."""
+    execution = Execution(request, [])
+    token = running.set(execution)
+    started = time.perf_counter()
+    value: Any = None
+    try:
+        args, kwargs = begin(task, policy, request)
+        value = await task.function(*args, **kwargs)
+        outcome: Outcome = Succeeded(_encoded(value, policy))
+    except BaseException as error:  # noqa: BLE001 - whatever a body raises is its outcome, CancelledError too
+        outcome = outcome_of(error, policy, request, time.time())
+        value = error
+    try:
+        return finish(task, request, outcome, value, execution, time.perf_counter() - started)
+    finally:
+        running.reset(token)
+
+
+def begin(task: Task[..., Any], policy: Policy, request: Request) -> tuple[Any, Mapping[str, Any]]:
+    """What comes before the body: the arguments as its annotations say, ``before_start``, the prerun signal.
+
+    Raises _Misfit when the arguments do not fit.
+    """
+    call = request.call
+    args, kwargs = call.args, call.kwargs
+    misfit = task.parameters.misfit(args, kwargs)
+    if misfit is not None:
+        raise _MisfitError(f"{task.name}: {misfit}; it is declared as {task.parameters.declared}")
+    if policy.typing:
+        try:
+            args, kwargs = task.parameters.convert(args, kwargs)
+        except (TypeError, ValueError) as error:
+            raise _MisfitError(f"{task.name}: {error}; it is declared as {task.parameters.declared}") from error
+    if task.has_hooks:
+        task.before_start(call.id, args, kwargs)
+    if hooks.task_prerun.receivers:
+        hooks.task_prerun.send(task, task_id=call.id, task=task, args=args, kwargs=kwargs)
+    return args, kwargs
+
+
+class _MisfitError(TaskArgumentsError):
+    """A message brought arguments that the function cannot be called with."""
+
+
+def _encoded(value: Any, policy: Policy) -> msgspec.Raw:
+    if value is None:
+        return _NULL
+    try:
+        body = encode_value(value)
+    except (TypeError, ValueError) as error:
+        raise _UnstorableError(f"its result cannot be stored: {error}") from error
+    if len(body) > policy.result_max_bytes:
+        raise _UnstorableError(
+            f"its result has {len(body)} bytes; result_max_bytes allows {policy.result_max_bytes}. Store it elsewhere and "
+            "return where."
+        )
+    return msgspec.Raw(body)
+
+
+class _UnstorableError(MisuseError):
+    """A body returned what cannot be stored. Never retried: the next try would return the like."""
+
+
+def outcome_of(error: BaseException, policy: Policy, request: Request, now: float) -> Outcome:
+    """What an exception out of a body means for its call."""
+    match error:
+        case Retry():
+            return Retried(
+                due=now + (seconds_until(error.when, now) or 0.0),
+                failure=None if error.exc is None else failure_record(error.exc, _traceback_of(error.exc)),
+                args=None if error.new_args is None else list(error.new_args),
+                kwargs=error.new_kwargs,
+            )
+        case Ignore():
+            return Ignored()
+        case Reject():
+            return Rejected(str(error.reason), error.requeue)
+        case _MisfitError():
+            return Unprocessable(failure_record(TaskArgumentsError(str(error)), None))
+        case _UnstorableError():
+            return Failed(failure_record(MisuseError(str(error)), None))
+    failure = failure_record(error, _traceback_of(error))
+    if is_retried(policy, error) and tries_left(policy.max_retries, request.call.retries):
+        return Retried(due=now + retry_delay(policy, request.call.retries, random.random()), failure=failure)
+    return Failed(failure)
+
+
+def ended_from_outside(error: TimeLimitExceeded | WorkerLostError, policy: Policy, call: Call, now: float) -> Outcome:
+    """What it means that a body was ended, or its process died: the same as if it had raised ``error``."""
+    return outcome_of(error, policy, Request(call), now)
+
+
+def finish(
+    task: Task[..., Any], request: Request, outcome: Outcome, value: Any, execution: Execution, runtime: float
+) -> Outcome:
+    """What comes after the body: the task's own handlers and the signals. ``value``: what it returned or raised."""
+    if isinstance(outcome, Succeeded | Failed | Retried) and (execution.children or runtime):
+        outcome = msgspec.structs.replace(outcome, children=tuple(execution.children), runtime=runtime)
+    if task.has_hooks:
+        outcome = _call_handlers(task, request, outcome, value)
+    if hooks.task_ended_receivers():
+        _send_signals(task, request, outcome, value)
+    return outcome
+
+
+def _call_handlers(task: Task[..., Any], request: Request, outcome: Outcome, value: Any) -> Outcome:
+    call = request.call
+    try:
+        match outcome:
+            case Succeeded():
+                task.on_success(value, call.id, call.args, call.kwargs)
+            case Retried():
+                task.on_retry(_cause(value), call.id, call.args, call.kwargs, _einfo(outcome.failure))
+            case Failed():
+                task.on_failure(value, call.id, call.args, call.kwargs, _einfo(outcome.failure))
+            case _:
+                return outcome
+        task.after_return(_state_of(outcome), value, call.id, call.args, call.kwargs, _einfo_of(outcome))
+    except Exception as error:  # noqa: BLE001 - a handler of the user's may do anything; its failure is the task's
+        return Failed(failure_record(error, _traceback_of(error)), runtime=getattr(outcome, "runtime", None))
+    return outcome
+
+
+def _send_signals(task: Task[..., Any], request: Request, outcome: Outcome, value: Any) -> None:
+    call = request.call
+    match outcome:
+        case Succeeded():
+            hooks.task_success.send(task, result=value, task_id=call.id)
+        case Retried():
+            hooks.task_retry.send(task, request=request, reason=_cause(value), einfo=_einfo(outcome.failure))
+        case Failed():
+            hooks.task_failure.send(
+                task,
+                task_id=call.id,
+                exception=value,
+                args=call.args,
+                kwargs=call.kwargs,
+                traceback=getattr(value, "__traceback__", None),
+                einfo=_einfo(outcome.failure),
+            )
+    hooks.task_postrun.send(
+        task,
+        task_id=call.id,
+        task=task,
+        args=call.args,
+        kwargs=call.kwargs,
+        retval=value,
+        state=_state_of(outcome),
+    )
+
+
+def _cause(error: Any) -> Any:
+    return error.exc if isinstance(error, Retry) and error.exc is not None else error
+
+
+def _einfo(failure: FailureRecord | None) -> str | None:
+    return None if failure is None else failure.traceback
+
+
+def _einfo_of(outcome: Outcome) -> str | None:
+    return _einfo(getattr(outcome, "failure", None))
+
+
+def _state_of(outcome: Outcome) -> str:
+    match outcome:
+        case Succeeded():
+            return State.SUCCESS
+        case Retried():
+            return State.RETRY
+        case Revoked():
+            return State.REVOKED
+        case Ignored():
+            return "IGNORED"
+        case Rejected():
+            return "REJECTED"
+        case _:
+            return State.FAILURE
+
+
+_OUR_FILES = (__file__,)
+
+
+def _traceback_of(error: BaseException) -> str:
+    """The traceback as text, without the frames of ours above the user's function."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FILES and frames.tb_next is not None:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))
+
+
+# The verdict.
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What a verdict depends on besides the outcome: the time, the worker's name, and where calls go.
+
+    ``route(task name, queue, priority)`` says where a follow-up goes; ``result_expires`` is in seconds.
+    """
+
+    now: float
+    worker: str
+    route: Callable[[str, str | None, int | None], Sending]
+    result_expires: float | None
+    stores_results: bool = True
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What is to be done: store ``result``; then settle the delivery with ``publish``, or release it after ``release``.
+
+    ``release`` is None for settling, else the delay in seconds.
+    """
+
+    result: StoredResult | None = None
+    publish: tuple[Message, ...] = ()
+    release: float | None = None
+
+
+_SETTLE = Verdict()
+
+
+def verdict(
+    delivery: Delivery, call: Call | None, policy: Policy | None, outcome: Outcome, context: Context
+) -> Verdict:
+    """What becomes of a message. ``call`` and ``policy`` are None for what could not be read or is not known."""
+    message = delivery.message
+    match outcome:
+        case Succeeded():
+            assert call is not None
+            if not (call.on_success or _stores(call, policy, context)):
+                return _SETTLE
+            follow_ups = _follow_ups(call.on_success, call, outcome.value, "success", context)
+            return Verdict(_result(State.SUCCESS, message, call, policy, outcome, follow_ups, context), follow_ups)
+        case Retried():
+            assert call is not None
+            again = _next_try(message, call, outcome, context)
+            return Verdict(_result(State.RETRY, message, call, policy, outcome, (), context), (again,))
+        case Failed():
+            dead = dead_letter(delivery, outcome.failure, context.now) if policy is None or policy.dead_letter else None
+            return _failed(State.FAILURE, message, call, policy, outcome, dead, context)
+        case Unprocessable():
+            dead = dead_letter(delivery, outcome.failure, context.now)
+            return _failed(State.FAILURE, message, call, policy, Failed(outcome.failure), dead, context)
+        case Rejected():
+            if outcome.requeue:
+                return Verdict(release=REQUEUE_DELAY)
+            failure = failure_record(TaskRejected(f"rejected: {outcome.reason}"), None)
+            dead = dead_letter(delivery, failure, context.now)
+            return _failed(State.FAILURE, message, call, policy, Failed(failure), dead, context)
+        case Expired():
+            failure = failure_record(TaskExpired("expired before a worker could start it"), None)
+            return _failed(State.EXPIRED, message, call, policy, Failed(failure), None, context)
+        case Revoked():
+            failure = failure_record(TaskRevoked("terminated" if outcome.terminated else "revoked"), None)
+            return _failed(State.REVOKED, message, call, policy, Failed(failure), None, context)
+        case Postponed():
+            return Verdict(release=outcome.delay)
+        case Ignored() | SecondCopy():
+            return _SETTLE
+        case AlreadyEnded():
+            stored = stored_outcome(outcome.state, outcome.body)
+            if stored is None:
+                return _SETTLE
+            repeated = verdict(delivery, call, policy, stored, context)
+            return Verdict(None, repeated.publish, None)
+        case _:
+            assert_never(outcome)
+
+
+def stored_outcome(state: str, body: bytes) -> Outcome | None:
+    """The outcome that a stored result tells of; None for one after which nothing follows."""
+    record = decode_outcome(body)
+    match state:
+        case State.SUCCESS:
+            return Succeeded(record.value)
+        case State.RETRY:
+            return Retried(record.due or 0.0, record.failure, record.args, record.kwargs)
+        case State.FAILURE if record.failure is not None:
+            return Failed(record.failure)
+        case State.EXPIRED:
+            return Expired()
+        case State.REVOKED:
+            return Revoked()
+        case _:
+            return None
+
+
+def _failed(
+    state: State,
+    message: Message,
+    call: Call | None,
+    policy: Policy | None,
+    outcome: Failed,
+    dead: Message | None,
+    context: Context,
+) -> Verdict:
+    kept = () if dead is None else (dead,)
+    if call is None:
+        return Verdict(None, kept)
+    follow_ups = _follow_ups(call.on_error, call, msgspec.Raw(encode_value(call.id)), "error", context)
+    result = _result(state, message, call, policy, outcome, follow_ups, context)
+    return Verdict(result, (*follow_ups, *kept))
+
+
+def _stores(call: Call, policy: Policy | None, context: Context) -> bool:
+    """Whether this call's result is kept. That of a fenced one is, so that a second copy of it finds it ended."""
+    if not context.stores_results:
+        return False
+    if call.fenced or policy is None:
+        return True
+    return not (policy.ignore_result if call.ignore_result is None else call.ignore_result)
+
+
+def _result(
+    state: State,
+    message: Message,
+    call: Call,
+    policy: Policy | None,
+    outcome: Succeeded | Failed | Retried,
+    follow_ups: tuple[Message, ...],
+    context: Context,
+) -> StoredResult | None:
+    if not _stores(call, policy, context):
+        return None
+    children = (*outcome.children, *(each.id for each in follow_ups)) if follow_ups else outcome.children
+    record = OutcomeRecord(
+        value=outcome.value if isinstance(outcome, Succeeded) else _NULL,
+        failure=None if isinstance(outcome, Succeeded) else outcome.failure,
+        task=call.task,
+        args=outcome.args if isinstance(outcome, Retried) else None,
+        kwargs=outcome.kwargs if isinstance(outcome, Retried) else None,
+        worker=context.worker,
+        retries=call.retries,
+        queue=message.queue,
+        due=outcome.due if isinstance(outcome, Retried) else None,
+        done=context.now,
+        runtime=outcome.runtime,
+        parent=call.parent,
+        root=call.root,
+        children=children,
+    )
+    return StoredResult(call.id, state.value, call.retries, encode_outcome(record), context.result_expires)
+
+
+def _next_try(message: Message, call: Call, outcome: Retried, context: Context) -> Message:
+    again = msgspec.structs.replace(
+        call,
+        args=call.args if outcome.args is None else outcome.args,
+        kwargs=call.kwargs if outcome.kwargs is None else outcome.kwargs,
+        retries=call.retries + 1,
+        sent=context.now,
+        eta=outcome.due,
+        fenced=True,
+    )
+    return Message(
+        derived_id(message.id, "retry"),
+        message.queue,
+        encode_call(again),
+        message.headers,
+        message.priority,
+        outcome.due if outcome.due > context.now else None,
+    )
+
+
+def _follow_ups(
+    steps: tuple[Step, ...], call: Call, first: msgspec.Raw, why: str, context: Context
+) -> tuple[Message, ...]:
+    return tuple(_follow_up(step, call, first, f"{why} {index}", context) for index, step in enumerate(steps))
+
+
+def _follow_up(step: Step, call: Call, first: msgspec.Raw, why: str, context: Context) -> Message:
+    task_id = step.task_id or derived_id(call.id, why)
+    due = None if not step.countdown else context.now + step.countdown
+    sending = context.route(step.task, step.queue, step.priority)
+    follow_up = Call(
+        task=step.task,
+        id=task_id,
+        sent=context.now,
+        args=step.args if step.immutable else (first, *step.args),
+        kwargs=step.kwargs,
+        eta=due,
+        expires=None if step.expires is None else context.now + step.expires,
+        root=call.root or call.id,
+        parent=call.id,
+        on_success=step.on_success,
+        on_error=step.on_error,
+        ignore_result=step.ignore_result,
+        fenced=True,
+    )
+    return Message(task_id, sending.queue, encode_call(follow_up), step.headers, sending.priority, due)
+
+
+def dead_letter(delivery: Delivery, failure: FailureRecord, now: float) -> Message:
+    """The copy of a message that goes to ``<queue>.dead``: body as it was, and the reason in headers."""
+    message = delivery.message
+    own = {name: value for name, value in message.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
+    headers = {
+        **own,
+        f"{RESERVED_HEADER_PREFIX}dead-queue": message.queue,
+        f"{RESERVED_HEADER_PREFIX}dead-reason": failure.type.rpartition(".")[2],
+        f"{RESERVED_HEADER_PREFIX}dead-error": failure.message[:_LONGEST_ERROR_HEADER],
+        f"{RESERVED_HEADER_PREFIX}dead-attempts": delivery.attempt,
+        f"{RESERVED_HEADER_PREFIX}dead-at": now,
+    }
+    return Message(derived_id(message.id, "dead"), message.queue + DEAD_SUFFIX, message.body, headers, message.priority)
+
+
+def redriven(dead: Message, queue: str) -> Message:
+    """The message that a dead letter becomes when it is sent back to ``queue``."""
+    headers = {name: value for name, value in dead.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
+    return Message(derived_id(dead.id, "redrive"), queue, dead.body, headers, dead.priority)

@@ -1,0 +1,190 @@
+"""For ``async`` callers: one thread that publishes and one that waits for results, however many are awaiting.
+
+Both are started at the first await, owned by what starts them (the Publisher, the app's results), and ended by its
+``close``. They are daemons, so that a program that forgets to close an app still ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Protocol
+
+from ekiden.errors import BackendError, MisuseError
+from ekiden.message import Message, Published
+from ekiden.results import Backend, StoredResult
+
+_LONGEST_WAIT = 5.0
+
+
+class Publish(Protocol):
+    """``Publisher.publish``."""
+
+    def __call__(self, messages: Sequence[Message], *, timeout: float, retry: bool) -> list[Published]: ...
+
+
+class _Awaited:
+    """One async caller's messages and the future that waits for the answer, in its loop."""
+
+    __slots__ = ("future", "loop", "messages", "retry", "timeout")
+
+    def __init__(self, messages: Sequence[Message], timeout: float, retry: bool) -> None:
+        self.messages = messages
+        self.timeout = timeout
+        self.retry = retry
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[list[Published]] = self.loop.create_future()
+
+
+class PublishingThread:
+    """The one thread that publishes for ``async`` callers."""
+
+    def __init__(self, publish: Publish) -> None:
+        self._publish = publish
+        self._queue: SimpleQueue[_Awaited | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ekiden-async-publisher", daemon=True)
+        self._thread.start()
+
+    async def publish(self, messages: Sequence[Message], timeout: float, retry: bool) -> list[Published]:
+        """Publish with whatever else is waiting; the caller's loop runs on meanwhile."""
+        awaited = _Awaited(messages, timeout, retry)
+        self._queue.put(awaited)
+        return await awaited.future
+
+    def close(self) -> None:
+        """Publish what was given before, and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group = [first]
+            while not self._queue.empty():
+                following = self._queue.get()
+                if following is None:
+                    self._publish_group(group)
+                    return
+                group.append(following)
+            self._publish_group(group)
+
+    def _publish_group(self, group: list[_Awaited]) -> None:
+        messages = [message for awaited in group for message in awaited.messages]
+        try:
+            answers = self._publish(
+                messages, timeout=max(each.timeout for each in group), retry=any(each.retry for each in group)
+            )
+        except Exception as error:  # noqa: BLE001 - it travels to every caller, whatever it is
+            for awaited in group:
+                _resolve(awaited, None, error)
+            return
+        start = 0
+        for awaited in group:
+            _resolve(awaited, answers[start : start + len(awaited.messages)], None)
+            start += len(awaited.messages)
+
+
+def _resolve(awaited: _Awaited, answers: list[Published] | None, error: Exception | None) -> None:
+    def finish() -> None:
+        if awaited.future.done():
+            return
+        if error is not None:
+            awaited.future.set_exception(error)
+        else:
+            awaited.future.set_result(answers or [])
+
+    try:
+        awaited.loop.call_soon_threadsafe(finish)
+    except RuntimeError:
+        return  # its loop has been closed: nobody awaits this any more
+
+
+Callback = Callable[[StoredResult | None, Exception | None], None]
+
+
+class WaitingThread:
+    """The one thread that waits for the results of all who await. ``_callbacks`` is guarded by ``_mutex``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._mutex = threading.Lock()
+        self._wanted = threading.Event()
+        self._callbacks: dict[str, list[Callback]] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="ekiden-results", daemon=True)
+        self._thread.start()
+
+    def call_when_final(self, task_id: str, callback: Callback) -> None:
+        """Call ``callback(result, None)`` from the thread once the task has ended, or ``(None, error)``."""
+        with self._mutex:
+            if self._closed:
+                raise MisuseError("the app has been closed while its results were awaited")
+            is_new = task_id not in self._callbacks
+            self._callbacks.setdefault(task_id, []).append(callback)
+            was_waiting = self._wanted.is_set()
+            self._wanted.set()
+        if is_new and was_waiting:
+            self._backend.wake()
+
+    async def wait(self, task_id: str) -> StoredResult:
+        """Await the final result of a task."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[StoredResult] = loop.create_future()
+
+        def resolve(result: StoredResult | None, error: Exception | None) -> None:
+            def finish() -> None:
+                if future.done():
+                    return
+                if result is not None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error or MisuseError("the app has been closed while a result was awaited"))
+
+            try:
+                loop.call_soon_threadsafe(finish)
+            except RuntimeError:
+                return  # its loop has been closed: nobody awaits this any more
+
+        self.call_when_final(task_id, resolve)
+        return await future
+
+    def close(self) -> None:
+        """End the thread; whoever still awaits gets a MisuseError."""
+        with self._mutex:
+            self._closed = True
+            self._wanted.set()
+        self._backend.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            with self._mutex:
+                if self._closed:
+                    break
+                ids = list(self._callbacks)
+                if not ids:
+                    self._wanted.clear()
+                    continue
+            try:
+                results = self._backend.wait(ids, _LONGEST_WAIT)
+            except BackendError as error:
+                self._finish_all(error)
+                continue
+            for result in results:
+                with self._mutex:
+                    callbacks = self._callbacks.pop(result.task_id, [])
+                for callback in callbacks:
+                    callback(result, None)
+        self._finish_all(MisuseError("the app has been closed while a result was awaited"))
+
+    def _finish_all(self, error: Exception) -> None:
+        with self._mutex:
+            callbacks = [each for waiting in self._callbacks.values() for each in waiting]
+            self._callbacks.clear()
+        for callback in callbacks:
+            callback(None, error)

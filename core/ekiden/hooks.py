@@ -1,0 +1,107 @@
+"""What plugins and programs can see: signals, called in this process when something happened.
+
+A signal is a function call: connect a receiver and it is called here, in the process and thread where the event is.
+A message is bytes on a broker: it reaches another process, or this one later. That is why there are two things.
+
+A receiver that fails is logged and does not break the task; that is the one place where an error is logged and passed
+over, because a receiver is a bystander. Receivers are called as ``receiver(sender, **fields)``; take ``**fields`` and
+a new field will not break you. ``sender`` is the Task (or the task's name before and after publishing, and the worker's
+name for worker signals), and ``connect(receiver, sender=...)`` hears one sender only.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Protocol, TypeVar
+
+logger = logging.getLogger(__name__)
+
+
+class Receiver(Protocol):
+    """Called with the sender and the signal's fields."""
+
+    def __call__(self, sender: Any, **fields: Any) -> object: ...
+
+
+AnyReceiver = TypeVar("AnyReceiver", bound=Receiver)
+
+
+class Signal:
+    """A named event. ``receivers`` is replaced, never changed, so that sending needs no lock."""
+
+    def __init__(self, name: str, meaning: str, fields: tuple[str, ...]) -> None:
+        self.name = name
+        self.meaning = meaning
+        self.fields = fields
+        self.receivers: tuple[tuple[Receiver, Any], ...] = ()
+        self._changing = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Signal {self.name}({', '.join(self.fields)})>"
+
+    def connect(self, receiver: AnyReceiver | None = None, sender: Any = None) -> Any:
+        """Call ``receiver`` from now on, for one ``sender`` or (None) for all. Usable as a decorator, with or without ()."""
+        if receiver is None:
+            return lambda function: self.connect(function, sender)
+        with self._changing:
+            if (receiver, sender) not in self.receivers:
+                self.receivers = (*self.receivers, (receiver, sender))
+        return receiver
+
+    def disconnect(self, receiver: Receiver, sender: Any = None) -> bool:
+        """Call ``receiver`` no more for that sender; False if it was not connected."""
+        with self._changing:
+            left = tuple(each for each in self.receivers if each != (receiver, sender))
+            found = len(left) != len(self.receivers)
+            self.receivers = left
+        return found
+
+    def send(self, from_sender: Any, **fields: Any) -> None:
+        """Call every receiver that listens to this sender, in the order of connecting."""
+        for receiver, wanted in self.receivers:
+            if wanted is None or wanted is from_sender or wanted == from_sender:
+                try:
+                    receiver(sender=from_sender, **fields)
+                except Exception:
+                    logger.exception("signal %s: the receiver %r failed", self.name, receiver)
+
+
+before_task_publish = Signal(
+    "before_task_publish", "A message is about to be published.", ("body", "headers", "routing_key", "eta", "task_id")
+)
+after_task_publish = Signal(
+    "after_task_publish", "The broker has stored a message.", ("body", "headers", "routing_key", "eta", "task_id")
+)
+task_prerun = Signal("task_prerun", "A body is about to start.", ("task_id", "task", "args", "kwargs"))
+task_postrun = Signal(
+    "task_postrun", "A body has ended, however.", ("task_id", "task", "args", "kwargs", "retval", "state")
+)
+task_success = Signal("task_success", "A body returned.", ("result", "task_id"))
+task_failure = Signal(
+    "task_failure",
+    "A body failed for good.",
+    ("task_id", "exception", "args", "kwargs", "traceback", "einfo"),
+)
+task_retry = Signal("task_retry", "A call will be tried again.", ("request", "reason", "einfo"))
+task_revoked = Signal("task_revoked", "A call was revoked or has expired.", ("request", "terminated", "expired"))
+worker_ready = Signal("worker_ready", "A worker process has started to receive.", ())
+worker_shutting_down = Signal("worker_shutting_down", "A worker process has begun to stop.", ())
+
+ALL = (
+    before_task_publish,
+    after_task_publish,
+    task_prerun,
+    task_postrun,
+    task_success,
+    task_failure,
+    task_retry,
+    task_revoked,
+    worker_ready,
+    worker_shutting_down,
+)
+
+
+def task_ended_receivers() -> bool:
+    """Whether anybody listens to how bodies end: asked once per task instead of building fields for nobody."""
+    return bool(task_postrun.receivers or task_success.receivers or task_failure.receivers or task_retry.receivers)

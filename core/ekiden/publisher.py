@@ -1,0 +1,151 @@
+"""Many callers' messages in few publishes.
+
+Whoever comes first takes everybody's waiting messages along in one ``Transport.publish`` (group commit); the others
+wait for its answer, each with its own deadline, and each gets only its own error. If the caller that publishes is
+interrupted, the next one waiting takes over. No thread is needed for callers that may block; for ``async`` callers
+one thread, started at the first one, publishes and resolves their futures.
+
+State: ``_waiting`` (guarded by ``_mutex``) holds the batches nobody has an answer for; ``_leading`` is held by the
+caller that publishes. A forked child starts with new locks and nothing waiting.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ekiden.errors import BrokerUnavailable, TransportError
+from ekiden.message import Message, Published, PublishOutcome
+from ekiden.transport import Transport
+
+if TYPE_CHECKING:
+    from ekiden.futures import PublishingThread
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+
+
+class _Batch:
+    """One caller's messages, and their answers once they are known."""
+
+    __slots__ = ("answers", "error", "messages")
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self.answers: list[Published] | None = None
+        self.error: Exception | None = None
+
+
+class Publisher:
+    """Publishes for any number of threads over one transport."""
+
+    def __init__(self, transport: Callable[[], Transport]) -> None:
+        self._transport = transport
+        self._mutex = threading.Lock()
+        self._leading = threading.Lock()
+        self._waiting: list[_Batch] = []
+        self._async: PublishingThread | None = None
+
+    def publish(self, messages: Sequence[Message], *, timeout: float, retry: bool = True) -> list[Published]:
+        """Publish and return an answer for each message. ``timeout``: seconds for everything, tries included.
+
+        Raises BrokerUnavailable when the broker could not be reached in that time (with ``retry``, after trying
+        again), BrokerRefused when it will not.
+        """
+        deadline = time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self._publish_once(messages, deadline, timeout)
+            except BrokerUnavailable:
+                left = deadline - time.monotonic()
+                if not retry or left <= pause:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _publish_once(self, messages: Sequence[Message], deadline: float, timeout: float) -> list[Published]:
+        batch = _Batch(messages)
+        with self._mutex:
+            self._waiting.append(batch)
+        try:
+            if not self._leading.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise BrokerUnavailable(
+                    f"{messages[0].queue}: nothing could be published within {timeout:g} s; the broker does not answer."
+                )
+            try:
+                if batch.answers is None and batch.error is None:
+                    self._publish_waiting()
+            finally:
+                self._leading.release()
+        finally:
+            with self._mutex:
+                if batch in self._waiting:
+                    self._waiting.remove(batch)
+        if batch.error is not None:
+            raise batch.error
+        assert batch.answers is not None
+        return batch.answers
+
+    def _publish_waiting(self) -> None:
+        """Publish what everybody waits for. An interruption leaves the batches waiting for the next caller."""
+        with self._mutex:
+            batches = list(self._waiting)
+        transport = self._transport()
+        messages = batches[0].messages if len(batches) == 1 else [each for b in batches for each in b.messages]
+        try:
+            answers = transport.publish(messages)
+        except TransportError as error:
+            for batch in batches:
+                batch.error = _own_error(error) if len(batches) > 1 else error
+        else:
+            start = 0
+            for batch in batches:
+                batch.answers = answers[start : start + len(batch.messages)]
+                start += len(batch.messages)
+        with self._mutex:
+            self._waiting = [each for each in self._waiting if each.answers is None and each.error is None]
+
+    async def publish_async(self, messages: Sequence[Message], *, timeout: float, retry: bool) -> list[Published]:
+        """The same for ``async`` callers: their messages go out together, from one thread."""
+        from ekiden.futures import PublishingThread  # asyncio takes 40 ms to import, and not every program awaits
+
+        with self._mutex:
+            if self._async is None:
+                self._async = PublishingThread(self.publish)
+            publishing = self._async
+        return await publishing.publish(messages, timeout, retry)
+
+    def close(self) -> None:
+        """End the thread for ``async`` callers, if there is one, after it has published what it was given."""
+        with self._mutex:
+            publishing, self._async = self._async, None
+        if publishing is not None:
+            publishing.close()
+
+    def forget(self) -> None:
+        """In a forked child: new locks, nothing waiting, no thread."""
+        self._mutex = threading.Lock()
+        self._leading = threading.Lock()
+        self._waiting = []
+        self._async = None
+
+
+def _own_error(error: TransportError) -> TransportError:
+    """A copy, so that several threads do not raise one exception object."""
+    own = type(error)(*error.args)
+    own.__cause__ = error.__cause__
+    return own
+
+
+def refusal(messages: Sequence[Message], answers: Sequence[Published]) -> TransportError | None:
+    """The first error among ``answers``, as one that may be raised; None when every message is with the broker."""
+    for message, answer in zip(messages, answers, strict=True):
+        if answer.outcome is PublishOutcome.FAILED:
+            if isinstance(answer.error, TransportError):
+                return answer.error
+            return TransportError(f"{message.queue}: the broker did not store the message: {answer.error}")
+    return None

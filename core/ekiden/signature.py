@@ -1,0 +1,176 @@
+"""A call described but not made: of which task, with what, sent how, and what follows it.
+
+    Signature   what ``task.s(...)`` returns; immutable, every method returns a changed copy
+    Step        the same as it stands in a message: a call that follows another one
+    Call        the call that a message carries; the wire format, version 1
+
+A signature made by a task remembers its sender, which never enters a message; one read from a message has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from ekiden.errors import MisuseError
+from ekiden.message import HeaderValue
+
+if TYPE_CHECKING:
+    from ekiden.results import AsyncResult
+
+FORMAT_VERSION = 1
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that is made when another one ended.
+
+    Unless ``immutable``, it is called with the other's result (or, following an error, its task id) before ``args``.
+    ``countdown`` is in seconds from when it is sent, ``expires`` too.
+    """
+
+    task: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    task_id: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    countdown: float | None = None
+    expires: float | None = None
+    headers: dict[str, HeaderValue] = {}
+    ignore_result: bool | None = None
+    immutable: bool = False
+    on_success: tuple[Step, ...] = ()
+    on_error: tuple[Step, ...] = ()
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
+    """What the body of a task's message holds.
+
+    Times are wall-clock seconds since the epoch. ``retries`` counts the tries before this one. ``root`` is the task id
+    that the whole run began with, ``parent`` the task whose body or ending sent this call. ``fenced`` marks a call that
+    ekiden sent as a consequence of another: such a step may be repeated after a crash, so the backend is asked first.
+    """
+
+    task: str
+    id: str
+    sent: float
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    retries: int = 0
+    eta: float | None = None
+    expires: float | None = None
+    root: str | None = None
+    parent: str | None = None
+    on_success: tuple[Step, ...] = ()
+    on_error: tuple[Step, ...] = ()
+    ignore_result: bool | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    fenced: bool = False
+
+
+class Sender(Protocol):
+    """Sends signatures: an app."""
+
+    def send(self, signature: Signature) -> AsyncResult[Any]:
+        """Publish a call as ``signature`` describes it."""
+        ...
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """A call that can be sent later, or follow another one: ``add.s(2, 2)``.
+
+    ``options`` are the keyword arguments of ``apply_async`` other than the arguments and what follows.
+    """
+
+    task: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+    immutable: bool = False
+    on_success: tuple[Signature, ...] = ()
+    on_error: tuple[Signature, ...] = ()
+    sender: Sender | None = None
+
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Send it now, with ``args`` before its own and ``kwargs`` over its own."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Send it now; ``options`` go over its own. Raises MisuseError for a signature that no app made."""
+        if self.sender is None:
+            raise MisuseError(
+                f"the signature of {self.task} was not made by a task of an app, so nothing can send it; make it with "
+                "task.s() or app.signature()."
+            )
+        return self.sender.send(self.clone(args, kwargs, **options))
+
+    def clone(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Signature:
+        """A copy with ``args`` before its own, and ``kwargs`` and ``options`` over its own.
+
+        An immutable signature keeps its arguments as they are.
+        """
+        if self.immutable:
+            args, kwargs = (), None
+        return msgspec.structs.replace(
+            self,
+            args=(*args, *self.args),
+            kwargs={**self.kwargs, **(kwargs or {})},
+            options={**self.options, **options},
+        )
+
+    def set(self, *, immutable: bool | None = None, **options: Any) -> Signature:
+        """A copy with these options over its own."""
+        changed = self if immutable is None else msgspec.structs.replace(self, immutable=immutable)
+        return msgspec.structs.replace(changed, options={**self.options, **options})
+
+    def link(self, *signatures: Signature) -> Signature:
+        """A copy that calls ``signatures``, too, with its result when it succeeded."""
+        return msgspec.structs.replace(self, on_success=(*self.on_success, *signatures))
+
+    def link_error(self, *signatures: Signature) -> Signature:
+        """A copy that calls ``signatures``, too, with its task id when it failed."""
+        return msgspec.structs.replace(self, on_error=(*self.on_error, *signatures))
+
+    @property
+    def id(self) -> str | None:
+        """The task id it will have, if one was set."""
+        return self.options.get("task_id")
+
+    def step(self, now: float) -> Step:
+        """This signature as it stands in a message sent at ``now`` (seconds since the epoch)."""
+        options = dict(self.options)
+        countdown = seconds_until(options.pop("eta", None), now)
+        if countdown is None:
+            countdown = options.pop("countdown", None)
+        return Step(
+            task=self.task,
+            args=self.args,
+            kwargs=dict(self.kwargs),
+            task_id=options.pop("task_id", None),
+            queue=options.pop("queue", None),
+            priority=options.pop("priority", None),
+            countdown=countdown,
+            expires=seconds_until(options.pop("expires", None), now),
+            headers=options.pop("headers", None) or {},
+            ignore_result=options.pop("ignore_result", None),
+            immutable=self.immutable,
+            on_success=tuple(each.step(now) for each in self.on_success),
+            on_error=tuple(each.step(now) for each in self.on_error),
+        )
+
+
+def seconds_until(moment: float | datetime | None, now: float) -> float | None:
+    """``moment`` as seconds from ``now``: a number is that already; a datetime must say its time zone."""
+    if not isinstance(moment, datetime):
+        return moment
+    if moment.tzinfo is None:
+        raise MisuseError(
+            f"{moment!r} does not say its time zone; write datetime.now(UTC) + timedelta(...) or use countdown=seconds."
+        )
+    return moment.timestamp() - now

@@ -1,0 +1,551 @@
+"""A task: a function, its name, and its options as declared. Call it, send it, sign it.
+
+``@app.task`` returns a Task at once. Nothing is looked up when it is made: settings are merged when a call is sent.
+
+    add(1, 2)              calls the function, here
+    add.delay(1, 2)        sends a message; a worker calls it
+    add.apply_async(...)   the same, with options
+    add.apply((1, 2))      calls it here, the way a worker would
+    add.s(1, 2)            a signature: a call to send later, or after another one
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from datetime import datetime
+from itertools import islice
+from types import MethodType
+from typing import Any, Generic, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ekiden import hooks
+from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value
+from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
+from ekiden.execution import Request, running
+from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, new_id
+from ekiden.options import Settings, TaskOptions, check_priority, check_queue_name, merge, policy
+from ekiden.publisher import Publisher, refusal
+from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
+from ekiden.retry import retry_delay, tries_left
+from ekiden.signature import Call, Sender, Signature, seconds_until
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_BATCH_SIZE = 500
+_HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+_DIRECT = Request(Call(task="", id="", sent=0.0), called_directly=True)
+
+
+class TaskApp(ResultSource, Sender, Protocol):
+    """What a task asks of its app."""
+
+    conf: Settings
+    publisher: Publisher
+
+    def apply_message(self, message: Message) -> StoredResult:
+        """Execute a message here and now, the way a worker would."""
+        ...
+
+    def opened_backend(self) -> Backend:
+        """The backend."""
+        ...
+
+
+class Task(Generic[P, R]):
+    """A task of one app. Subclass it, and declare with ``base=``, to add handlers or attributes.
+
+    ``function`` is what a worker calls (bound to the task with ``bind=True``), ``options`` what was declared.
+    """
+
+    is_async = False
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        options: TaskOptions,
+        bind: bool,
+        find_app: Callable[[str], TaskApp],
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.bind = bind
+        self.function: Callable[..., Any] = MethodType(function, self) if bind else function
+        self.parameters = Parameters(function, skip_first=bind)
+        self.declared_at = _place_of(function)
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.has_hooks = any(getattr(type(self), each) is not getattr(Task, each) for each in _HANDLERS)
+        self._declared_function = function
+        self._find_app = find_app
+        self._return_kind: Any = UNSET
+        self.__name__ = getattr(function, "__name__", name)
+        self.__qualname__ = getattr(function, "__qualname__", name)
+        self.__module__ = getattr(function, "__module__", __name__)
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here, as if it were no task."""
+        return self.function(*args, **kwargs)  # type: ignore[no-any-return]
+
+    @property
+    def app(self) -> TaskApp:
+        """The app that sends it. Raises MisuseError for a task of a TaskSet that no app, or several, included."""
+        return self._find_app(self.name)
+
+    def for_app(self, find_app: Callable[[str], TaskApp]) -> Self:
+        """A copy of this task that belongs to another app."""
+        copied = copy(self)
+        copied._find_app = find_app
+        if self.bind:
+            copied.function = MethodType(self._declared_function, copied)
+        return copied
+
+    # Sending.
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a call with these arguments; a worker makes it. Returns its result to come.
+
+        Raises TaskArgumentsError (a TypeError) for arguments that do not fit, BrokerUnavailable or BrokerRefused
+        when the broker does not take it within ``task_publish_timeout``.
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        task_id: str | None = None,
+        headers: Mapping[str, HeaderValue] | None = None,
+        link: Signature | Sequence[Signature] = (),
+        link_error: Signature | Sequence[Signature] = (),
+        ignore_result: bool | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        retry: bool | None = None,
+        publish_timeout: float | None = None,
+    ) -> AsyncResult[R]:
+        """Send a call, with options that go over what is declared and configured.
+
+        ``countdown``: seconds until it may start; ``eta``: the same as an aware datetime. ``expires``: seconds (or an
+        aware datetime) after which it is not started any more. ``queue``, ``priority`` (9 is most urgent).
+        ``task_id``: an id of your own; while the queue still holds a message of that id, a second one is not added.
+        ``headers``: travel beside the arguments. ``link``/``link_error``: called with the result, or with the task id
+        when it failed. ``time_limit``/``soft_time_limit``: seconds. ``retry``: whether to try again while the broker
+        is unavailable, and ``publish_timeout`` for how many seconds in all. Raises as ``delay`` does.
+        """
+        app = self._find_app(self.name)
+        options = CallOptions(
+            countdown=countdown,
+            eta=eta,
+            expires=expires,
+            queue=queue,
+            priority=priority,
+            task_id=task_id,
+            headers=headers,
+            link=link,
+            link_error=link_error,
+            ignore_result=ignore_result,
+            time_limit=time_limit,
+            soft_time_limit=soft_time_limit,
+        )
+        message = self._message(app, args, kwargs or {}, options)
+        return send(app, message, retry=retry, timeout=publish_timeout)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """``delay`` for ``async`` callers: the event loop runs on until the broker has the message."""
+        return await self.aapply_async(args, kwargs)
+
+    async def aapply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """``apply_async`` for ``async`` callers, with the same options."""
+        app = self._find_app(self.name)
+        retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
+        message = self._message(app, args, kwargs or {}, call_options(self.name, options))
+        conf = app.conf
+        answers = await app.publisher.publish_async(
+            (message,),
+            timeout=conf.task_publish_timeout if timeout is None else timeout,
+            retry=conf.task_publish_retry if retry is None else retry,
+        )
+        return _sent(app, message, refusal((message,), answers))
+
+    def enqueue_many(
+        self, calls: Iterable[Sequence[Any] | Mapping[str, Any]], **options: Any
+    ) -> list[AsyncResult[R]]:
+        """Send many calls in few round trips: each a tuple of positional, or a mapping of keyword arguments.
+
+        ``options`` are those of ``apply_async`` and hold for all. ``calls`` may be a generator of any length; what was
+        sent before an error stays sent.
+        """
+        app = self._find_app(self.name)
+        retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
+        shared = call_options(self.name, options)
+        if shared.task_id is not None:
+            raise ConfigurationError(f"{self.name}.enqueue_many() cannot give one task_id to many calls; leave it out.")
+        results: list[AsyncResult[R]] = []
+        for batch in _batches(calls, _BATCH_SIZE):
+            messages = [
+                self._message(app, (), call, shared)
+                if isinstance(call, Mapping)
+                else self._message(app, _tuple_of(self.name, call), {}, shared)
+                for call in batch
+            ]
+            publish(app, messages, retry=retry, timeout=timeout)
+            results.extend(AsyncResult(message.id, app) for message in messages)
+        return results
+
+    def apply(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> EagerResult[R]:
+        """Execute a call here and now, the way a worker would: encoded, decoded, tried again, with its handlers.
+
+        Further tries and what is linked run at once, whatever their delay. Nothing is sent or stored.
+        """
+        app = self._find_app(self.name)
+        message = self._message(app, args, kwargs or {}, call_options(self.name, options))
+        return EagerResult(message.id, app, app.apply_message(message))
+
+    def _message(
+        self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+    ) -> Message:
+        """The message of one call, its arguments checked."""
+        declared = self.options.typing
+        if app.conf.task_typing if declared is UNSET else declared:
+            self.parameters.check(self.name, args, kwargs)
+        return compose(app.conf, self.name, self.options, args, kwargs, options)
+
+    # Signing.
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+        """A signature: this call, to be sent later or after another one."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+        """An immutable signature: it is not given the result of what it follows."""
+        return self.signature(args, kwargs, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Any,
+    ) -> Signature:
+        """A signature with options of ``apply_async``."""
+        call_options(self.name, options)
+        return Signature(self.name, tuple(args), kwargs or {}, options, immutable, sender=_LateSender(self))
+
+    def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802 - Celery's name
+        """The result of a call of this task by its id."""
+        return AsyncResult(task_id, self.app)
+
+    def return_kind(self) -> Any:
+        """What the function is annotated to return, or Any."""
+        if self._return_kind is UNSET:
+            try:
+                kind = get_type_hints(self._declared_function, include_extras=True).get("return", Any)
+                msgspec.json.Decoder(kind)
+            except (NameError, TypeError, AttributeError, ValueError):
+                kind = Any
+            self._return_kind = kind
+        return self._return_kind
+
+    # Inside a body.
+
+    @property
+    def request(self) -> Request:
+        """The call that is being executed; outside a worker one with ``called_directly``."""
+        execution = running.get()
+        return _DIRECT if execution is None else execution.request
+
+    @property
+    def max_retries(self) -> int | None:
+        """Tries after the first; None is without end."""
+        return policy(self.app.conf, self.options).max_retries
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None | UnsetType = UNSET,
+    ) -> NoReturn:
+        """End this try and have one more: ``raise self.retry(exc=error)``, or without the ``raise``, which reads worse.
+
+        ``countdown``: seconds until then; else by the task's backoff or ``default_retry_delay``. ``args``/``kwargs``:
+        what the next try is called with instead. When no tries are left ``exc`` is raised, or
+        MaxRetriesExceededError. With ``throw=False`` the Retry is returned for the body to raise.
+        """
+        request = self.request
+        if request.called_directly:
+            raise exc or MisuseError(f"{self.name} was called as a function, so there is no call to retry.")
+        declared = policy(self.app.conf, self.options)
+        limit = declared.max_retries if max_retries is UNSET else max_retries
+        if not tries_left(limit, request.retries):
+            raise exc or MaxRetriesExceededError(
+                f"{self.name}[{request.id}] has been tried {request.retries + 1} times; no tries are left."
+            )
+        if countdown is None and eta is None:
+            countdown = retry_delay(declared, request.retries, random.random())
+        retry = Retry(
+            exc=exc,
+            when=eta if eta is not None else countdown or 0.0,
+            args=None if args is None else tuple(args),
+            kwargs=None if kwargs is None else dict(kwargs),
+        )
+        if throw:
+            raise retry from exc
+        return retry  # type: ignore[return-value]  # Celery's throw=False, for bodies that raise it themselves
+
+    def update_state(
+        self, task_id: str | None = None, state: str = "PROGRESS", meta: Any = None
+    ) -> None:
+        """Tell whoever asks for the result how far it is: ``state`` and ``meta`` become its state and result."""
+        request = self.request
+        target = task_id or (None if request.called_directly else request.id)
+        if target is None:
+            raise MisuseError(f"{self.name}.update_state() outside a running task needs a task_id.")
+        record = OutcomeRecord(
+            value=msgspec.Raw(encode_value(meta)),
+            task=self.name,
+            worker=request.hostname,
+            queue=request.queue,
+            retries=request.retries,
+            parent=request.call.parent,
+            root=request.call.root,
+        )
+        stored = StoredResult(target, state, request.retries, encode_outcome(record), self.app.conf.result_expires)
+        self.app.opened_backend().put([stored])
+
+    # Handlers: override them in a subclass and declare with base=.
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called by the worker before the body."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called by the worker after the body returned."""
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Called by the worker after the last try failed; ``einfo`` is the traceback as text."""
+
+    def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Called by the worker when there will be one more try."""
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        """Called by the worker last, after the body and the handler for how it ended."""
+
+
+class AsyncTask(Task[P, R]):
+    """A task whose function is ``async def``: calling it gives a coroutine, its result is what that returns."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """The coroutine, not yet running."""
+        return self.function(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class _LateSender:
+    """Sends a task's signature through the app that the task belongs to when it is sent."""
+
+    def __init__(self, task: Task[..., Any]) -> None:
+        self._task = task
+
+    def send(self, signature: Signature) -> AsyncResult[Any]:
+        """Publish the call."""
+        return self._task.app.send(signature)
+
+    def __repr__(self) -> str:
+        return f"<sender of {self._task.name}>"
+
+
+class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``apply_async`` says of one call; its docstring tells what each means."""
+
+    countdown: float | None = None
+    eta: datetime | None = None
+    expires: float | datetime | None = None
+    queue: str | None = None
+    priority: int | None = None
+    task_id: str | None = None
+    headers: Mapping[str, HeaderValue] | None = None
+    link: Any = ()
+    link_error: Any = ()
+    ignore_result: bool | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+
+
+def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
+    """Check the names of options. Raises ConfigurationError naming the unknown one."""
+    for name in given:
+        if name not in CallOptions.__struct_fields__:
+            raise ConfigurationError(
+                f"{task_name}: there is no call option {name!r}; there are {', '.join(CallOptions.__struct_fields__)}."
+            )
+    return CallOptions(**given)
+
+
+def compose(
+    conf: Settings,
+    task_name: str,
+    declared: TaskOptions | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: CallOptions,
+) -> Message:
+    """The message of one call: options merged, ids given, arguments encoded. Raises what is wrong with any of them."""
+    now = time.time()
+    sending = merge(conf, task_name, declared, options.queue, options.priority)
+    task_id = options.task_id or new_id()
+    countdown = seconds_until(options.eta, now) if options.eta is not None else options.countdown
+    due = now + countdown if countdown is not None and countdown > 0 else None
+    expires = options.expires
+    if expires is None and declared is not None:
+        expires = declared.expires
+    execution = running.get()
+    call = Call(
+        task=task_name,
+        id=task_id,
+        sent=now,
+        args=args,
+        kwargs=kwargs,
+        eta=due,
+        expires=None if expires is None else now + (seconds_until(expires, now) or 0.0),
+        root=None if execution is None else execution.request.root_id,
+        parent=None if execution is None else execution.request.id,
+        on_success=_steps(options.link, now) if options.link else (),
+        on_error=_steps(options.link_error, now) if options.link_error else (),
+        ignore_result=options.ignore_result,
+        time_limit=options.time_limit,
+        soft_time_limit=options.soft_time_limit,
+    )
+    if options.queue is not None:
+        check_queue_name(options.queue)
+    if options.priority is not None:
+        check_priority(options.priority)
+    return Message(
+        task_id,
+        sending.queue,
+        encode_call(call),
+        _headers(task_name, options.headers) if options.headers else {},
+        sending.priority,
+        due,
+    )
+
+
+def send(app: TaskApp, message: Message, *, retry: bool | None, timeout: float | None) -> AsyncResult[Any]:
+    """Publish one call's message and return its result to come. Raises as ``delay`` does."""
+    conf = app.conf
+    if hooks.before_task_publish.receivers:
+        _signal(hooks.before_task_publish, message)
+    answers = app.publisher.publish(
+        (message,),
+        timeout=conf.task_publish_timeout if timeout is None else timeout,
+        retry=conf.task_publish_retry if retry is None else retry,
+    )
+    return _sent(app, message, refusal((message,), answers))
+
+
+def publish(app: TaskApp, messages: Sequence[Message], *, retry: bool | None, timeout: float | None) -> None:
+    """Publish many calls' messages. Raises as ``delay`` does."""
+    if hooks.before_task_publish.receivers:
+        for message in messages:
+            _signal(hooks.before_task_publish, message)
+    answers = app.publisher.publish(
+        messages,
+        timeout=app.conf.task_publish_timeout if timeout is None else timeout,
+        retry=app.conf.task_publish_retry if retry is None else retry,
+    )
+    error = refusal(messages, answers)
+    if error is not None:
+        raise error
+    execution = running.get()
+    if execution is not None:
+        execution.children.extend(message.id for message in messages)
+    if hooks.after_task_publish.receivers:
+        for message in messages:
+            _signal(hooks.after_task_publish, message)
+
+
+def _sent(app: TaskApp, message: Message, error: Exception | None) -> AsyncResult[Any]:
+    if error is not None:
+        raise error
+    execution = running.get()
+    if execution is not None:
+        execution.children.append(message.id)
+    if hooks.after_task_publish.receivers:
+        _signal(hooks.after_task_publish, message)
+    return AsyncResult(message.id, app)
+
+
+def _signal(signal: hooks.Signal, message: Message) -> None:
+    signal.send(
+        msgspec.json.decode(message.body)["task"],
+        body=message.body,
+        headers=message.headers,
+        routing_key=message.queue,
+        eta=message.due,
+        task_id=message.id,
+    )
+
+
+def _steps(link: Signature | Sequence[Signature], now: float) -> tuple[Any, ...]:
+    signatures = (link,) if isinstance(link, Signature) else tuple(link)
+    for each in signatures:
+        if not isinstance(each, Signature):
+            raise MisuseError(f"link takes signatures, such as add.s(1), not {each!r}.")
+    return tuple(each.step(now) for each in signatures)
+
+
+def _headers(task_name: str, headers: Mapping[str, HeaderValue]) -> dict[str, HeaderValue]:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
+            raise TaskArgumentsError(
+                f"{task_name}: the header {name!r} cannot carry {value!r}; headers are text, numbers, booleans or None."
+            )
+        if name.startswith(RESERVED_HEADER_PREFIX) or name == "content-type":
+            raise TaskArgumentsError(f"{task_name}: the header {name!r} is ekiden's own; choose another name.")
+    return dict(headers)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _tuple_of(task_name: str, call: object) -> Sequence[Any]:
+    if isinstance(call, tuple | list):
+        return call
+    raise TaskArgumentsError(
+        f"{task_name}.enqueue_many() takes a tuple or mapping of arguments for each call, not {call!r}; write ({call!r},)."
+    )
+
+
+def _place_of(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "?" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
