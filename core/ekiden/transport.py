@@ -18,6 +18,7 @@ Promises that hold across methods:
   served in turn unless ``strict``.
 - **Queues named** ``reply.*`` vanish with their messages some time after their consumer; publishing to one that
   does not exist is dropped silently and never creates it. All other queues come to be when first used.
+- **After close** every method but ``close`` raises TransportClosed; a wait that ``close`` interrupts returns none.
 - **Threads.** ``Consumer.receive`` is called by one thread; ``settle``, ``release`` and ``extend`` by one other
   meanwhile; ``stop`` by any. ``Transport.publish`` is called by one thread at a time; the other methods by any.
 """
@@ -81,8 +82,9 @@ class Transport(ABC):
         """Store ``messages`` and return one answer for each, in their order, when the broker has them.
 
         An id that the queue still holds is answered DUPLICATE and stores nothing. One bad message is answered FAILED
-        and does not spoil the others. Raises BrokerUnavailable or BrokerRefused when nothing could be asked at all;
-        then any of them may or may not have been stored.
+        and does not spoil the others: with BrokerRefused where ``message.unsendable`` has a reason or the broker will
+        never take it, with BrokerUnavailable where the broker is full. Raises BrokerUnavailable or BrokerRefused when
+        nothing could be asked at all; then any of them may or may not have been stored.
         """
 
     @abstractmethod
@@ -196,7 +198,7 @@ class Listener(ABC):
     def receive(self, timeout: float) -> list[bytes]:
         """What was broadcast since the last call, in order; waits up to ``timeout`` seconds for something.
 
-        Returns early (with none) once closed. Raises BrokerUnavailable when the broker cannot be reached.
+        Raises BrokerUnavailable when the broker cannot be reached.
         """
 
     @abstractmethod
