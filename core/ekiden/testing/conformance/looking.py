@@ -130,7 +130,8 @@ class Looking(TransportFixtures):
         transport.publish(numbered(queue, 10))
         first_page = transport.browse(queue, limit=5)
         consumer = self.consume(transport, queue, prefetch=10)
-        settle(consumer, [one for one in self.collect(consumer, 10) if one.message.body in {b"0", b"4"}])
+        going = {first_page[0].message.id, first_page[-1].message.id}
+        settle(consumer, [delivery for delivery in self.collect(consumer, 10) if delivery.message.id in going])
         consumer.close()
 
         second_page = transport.browse(queue, after=first_page[-1].cursor, limit=10)
