@@ -55,9 +55,8 @@ def demo(
     directory = (directory or Path(".ekiden") / time.strftime("crawl-%Y%m%d-%H%M%S")).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     tasks.app.conf.broker_url = broker or f"sqlite:///{directory / 'broker.db'}"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tasks.app, Store(directory) as store:
+        with sigterm_interrupts(), tasks.app, Store(directory) as store:
             if store.has_begun and url not in {None, store.crawl().url}:
                 raise click.UsageError(
                     f"{directory} holds a crawl of {store.crawl().start}; choose another --directory"
@@ -73,10 +72,20 @@ def demo(
 
 
 @contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that the worker is stopped too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def entrance(store: Store, *, url: str | None, pages: int, depth: int) -> Iterator[Crawl]:
     """The crawl of this store, begun now or earlier; while it lasts, its site is served if it is our own."""
     known = store.crawl() if store.has_begun else None
-    if url := known.url if known else url:
+    if (url := known.url if known else url) is not None:
         yield known or begin(store, url=url, start=url, pages=pages, depth=depth)
         return
     click.echo("Making a site out of Python's standard library ...")
