@@ -89,17 +89,24 @@ def _load_with_stevedore(group: str, name: str, wanted_for: str) -> object:
     from stevedore.exception import NoMatches
 
     def failed(_manager: ExtensionManager[object], entry: importlib.metadata.EntryPoint, error: BaseException) -> None:
-        raise ConfigurationError(
-            f"{wanted_for}: the plugin {entry.value} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise _cannot_load(entry, error, wanted_for) from error
 
     try:
         manager = DriverManager(group, name, invoke_on_load=False, on_load_failure_callback=failed)
     except NoMatches:
         # stevedore remembers entry points on disk; a plugin installed since then is found the direct way.
         (entry, *_) = importlib.metadata.entry_points(group=group, name=name)
-        return entry.load()
+        try:
+            return entry.load()
+        except Exception as error:  # what a plugin may raise when it is imported, nobody knows
+            raise _cannot_load(entry, error, wanted_for) from error
     return manager.driver
+
+
+def _cannot_load(entry: importlib.metadata.EntryPoint, error: BaseException, wanted_for: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{wanted_for}: the plugin {entry.value} cannot be loaded: {type(error).__name__}: {error}"
+    )
 
 
 def _not_a(kind: type, found: object, url: BrokerURL) -> ConfigurationError:
