@@ -1,0 +1,290 @@
+"""Doorbells: how a process that waits learns that another one has committed something for it.
+
+    <file>-bells/<subject>.<token>    a UNIX datagram socket; its owner waits for what concerns the subject
+
+Who waits binds a socket per subject (a queue, a topic, the results) and keeps it as long as it may wait. Who has
+committed lists the directory, which it remembers until the directory changes, and sends one byte to each socket of
+its subject; where nobody waits for a subject, nobody is rung. A socket that refuses is left over from a dead process
+and is removed. Bells are hints: each wait is bounded, and who waits looks at the file again at its end.
+
+Where there are no such sockets (Windows, ``wake=poll``) a waiter looks many times a second whether anything in the
+file has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Protocol
+
+LONGEST_ADDRESS = 100
+"""Bytes; Linux takes 107, macOS 103."""
+
+POLL_SECONDS = 0.02
+_NAME_LENGTH = 8 + 1 + 8
+_DIRECTORY_SETTLES_NS = 100_000_000
+"""A directory that changed less than this before it was listed may have changed since without a new time stamp."""
+
+RESULTS = "results"
+
+
+def of_queue(queue: str) -> str:
+    """The subject of those who wait for messages in ``queue``."""
+    return f"queue {queue}"
+
+
+def of_topic(topic: str) -> str:
+    """The subject of those who listen to ``topic``."""
+    return f"topic {topic}"
+
+
+class Bell(Protocol):
+    """What somebody waits at; owned by the one thread that waits, save ``ring``."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when rung since the last wait, or after ``timeout`` seconds, or for no reason."""
+
+    def ring(self) -> None:
+        """End the wait in progress, or the next one; any thread."""
+
+    def close(self) -> None:
+        """Nobody waits here any more."""
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's bell."""
+
+
+class Bells:
+    """Makes bells for this process and rings those of all processes that use the same file.
+
+    ``changes`` returns a number that is another one when the file has changed: what pollers look at.
+    Any thread may call any method.
+    """
+
+    def __init__(self, path: str, *, sockets: bool, changes: Callable[[], int]) -> None:
+        self._changes = changes
+        self._looking: Looking | None = None
+        self._directory = _directory_for(path) if sockets and hasattr(socket, "AF_UNIX") else None
+        self._sender: socket.socket | None = None
+        self._listed: dict[str, list[str]] = {}
+        self._listed_for = -1
+
+    def bell(self, subjects: Iterable[str]) -> Bell:
+        """A bell that rings for any of ``subjects``, from now until it is closed."""
+        if self._directory is not None:
+            with contextlib.suppress(OSError):  # a directory that cannot be made or used: then by looking
+                return SocketBell(self._directory, subjects)
+        if self._looking is None:
+            self._looking = Looking(self._changes)
+        return PollingBell(self._looking)
+
+    def ring(self, subjects: Iterable[str]) -> None:
+        """Wake everybody, in any process, who waits for one of ``subjects``. Never blocks, never raises."""
+        waiting = self._waiting()
+        if waiting:
+            for subject in subjects:
+                for address in waiting.get(_short(subject), ()):
+                    self._send(address)
+
+    def forget(self) -> None:
+        """In a forked child: use no socket or lock of the parent's."""
+        self._sender = None
+        self._looking = None
+
+    def close(self) -> None:
+        """Free what ringing needed."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.close()
+
+    def _waiting(self) -> dict[str, list[str]]:
+        if self._directory is None:
+            return {}
+        try:
+            changed = os.stat(self._directory).st_mtime_ns
+            if changed == self._listed_for:
+                return self._listed
+            waiting: dict[str, list[str]] = {}
+            for name in os.listdir(self._directory):
+                waiting.setdefault(name.partition(".")[0], []).append(f"{self._directory}/{name}")
+        except OSError:
+            return {}  # nobody has waited yet
+        self._listed = waiting
+        self._listed_for = changed if time.time_ns() - changed > _DIRECTORY_SETTLES_NS else -1
+        return waiting
+
+    def _send(self, address: str) -> None:
+        sender = self._sender
+        if sender is None:
+            sender = self._sender = _new_socket()
+        try:
+            sender.sendto(b"!", address)
+        except BlockingIOError:
+            pass  # its owner has hundreds of unheard rings already
+        except ConnectionRefusedError:
+            with contextlib.suppress(OSError):
+                os.unlink(address)
+        except OSError:
+            pass  # gone since it was listed
+
+
+class SocketBell:
+    """Sockets in the bells' directory, one for each subject."""
+
+    def __init__(self, directory: str, subjects: Iterable[str]) -> None:
+        self._directory = directory
+        self._sockets: dict[int, socket.socket] = {}
+        self._addresses: list[str] = []
+        self._poll = select.poll()
+        token = os.urandom(4).hex()
+        try:
+            for subject in subjects:
+                self._add(f"{directory}/{_short(subject)}.{token}")
+        except OSError:
+            self.close()
+            raise
+
+    def _add(self, address: str) -> None:
+        bound = _bound_socket(self._directory, address)
+        self._sockets[bound.fileno()] = bound
+        self._addresses.append(address)
+        self._poll.register(bound, select.POLLIN)
+
+    def wait(self, timeout: float) -> None:
+        for descriptor, _ in self._poll.poll(max(timeout, 0.0) * 1000):
+            rung = self._sockets[descriptor]
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    rung.recv(1)
+
+    def ring(self) -> None:
+        with contextlib.suppress(OSError), _new_socket() as sender:
+            sender.sendto(b"!", self._addresses[0])
+
+    def close(self) -> None:
+        for address in self._addresses:
+            with contextlib.suppress(OSError):
+                os.unlink(address)
+        self.abandon()
+        with contextlib.suppress(OSError):  # not empty: others wait
+            os.rmdir(self._directory)
+
+    def abandon(self) -> None:
+        for bound in self._sockets.values():
+            bound.close()
+        self._sockets = {}
+
+
+class PollingBell:
+    """Waits until the file has changed. Of all who wait in one process, one looks at it for everybody."""
+
+    def __init__(self, looking: Looking) -> None:
+        self._looking = looking
+        self._seen = looking.look()
+        self._rung = False
+
+    def wait(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        with self._looking.news:
+            while not self._rung and self._seen == self._looking.version and time.monotonic() < end:
+                self._looking.wait(end - time.monotonic())
+            self._rung = False
+            self._seen = self._looking.version
+            self._looking.news.notify()  # if this one was looking, another takes over
+
+    def ring(self) -> None:
+        with self._looking.news:
+            self._rung = True
+            self._looking.news.notify_all()
+
+    def close(self) -> None:
+        self.ring()
+
+    def abandon(self) -> None:
+        """It has nothing of the parent's."""
+
+
+class Looking:
+    """How the pollers of one process look at the file: ``version`` is what was last seen. ``news`` guards it all."""
+
+    def __init__(self, changes: Callable[[], int]) -> None:
+        self.news = threading.Condition()
+        self.version = -1
+        self._changes = changes
+        self._somebody_looks = False
+
+    def look(self) -> int:
+        """The version of the file now."""
+        with self.news:
+            self._update()
+            return self.version
+
+    def wait(self, timeout: float) -> None:
+        """Wait for news, and look for them unless another waiter does. The caller holds ``news``."""
+        if self._somebody_looks:
+            self.news.wait(timeout)
+            return
+        self._somebody_looks = True
+        try:
+            self.news.wait(min(timeout, POLL_SECONDS))
+        finally:
+            self._somebody_looks = False
+        self._update()
+
+    def _update(self) -> None:
+        version = self._changes()
+        if version != self.version:
+            self.version = version
+            self.news.notify_all()
+
+
+@lru_cache(maxsize=4096)
+def _short(subject: str) -> str:
+    return blake2b(subject.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+
+
+def _new_socket() -> socket.socket:
+    new = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    new.setblocking(False)
+    return new
+
+
+def _bound_socket(directory: str, address: str) -> socket.socket:
+    bound = _new_socket()
+    try:
+        for _ in range(3):  # whoever closes the last bell removes the directory
+            _make_private_directory(directory)
+            with contextlib.suppress(FileNotFoundError):
+                bound.bind(address)
+                return bound
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _directory_for(path: str) -> str:
+    beside = f"{path}-bells"
+    if len(os.fsencode(beside)) + 1 + _NAME_LENGTH <= LONGEST_ADDRESS:
+        return beside
+    # Too long for the address of a socket: every process of this user finds the same short one.
+    return f"{tempfile.gettempdir()}/ekiden-{os.getuid()}-{blake2b(os.fsencode(path), digest_size=8).hexdigest()}"
+
+
+def _make_private_directory(directory: str) -> None:
+    """Raises PermissionError when the directory is somebody else's, who could take our bells away."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{directory} is not a private directory of this user")
