@@ -187,6 +187,13 @@ class Queue:
         self._connection = connection
         self.forget()
 
+    def forget(self) -> None:
+        """Begin anew: what was held is another process's."""
+        self._receiving = threading.Lock()
+        self._ending = threading.Lock()
+        self._consumer: Consumer | None = None
+        self._held: dict[str, Received] = {}
+
     def put(
         self,
         value: object,
@@ -231,7 +238,8 @@ class Queue:
         with self._receiving:
             while True:
                 wait = _LONGEST_WAIT if give_up is None else min(_LONGEST_WAIT, max(0.0, give_up - time.monotonic()))
-                deliveries = self._consumer_of_this_process().receive(1, wait)
+                self._check_room()
+                deliveries = self.consumer().receive(1, wait)
                 if deliveries:
                     return self._hand_out(deliveries[0])
                 self._connection.opened()
@@ -260,6 +268,12 @@ class Queue:
     def purge(self) -> int:
         """Delete what nobody holds, and return how many messages that were."""
         return self._connection.opened().purge(self.name)
+
+    def consumer(self) -> Consumer:
+        """This process's consumer of the queue, opened with the first call."""
+        if self._consumer is None:
+            self._consumer = self._connection.consume(self.name)
+        return self._consumer
 
     def end(self, item: Received) -> bool:
         """Settle an item's delivery; False when it is not this connection's any more."""
@@ -303,22 +317,12 @@ class Queue:
                     self._warn_of_lost(item)
                     del self._held[item.id]
 
-    def forget(self) -> None:
-        """Begin anew: what was held is another process's."""
-        self._receiving = threading.Lock()
-        self._ending = threading.Lock()
-        self._consumer: Consumer | None = None
-        self._held: dict[str, Received] = {}
-
-    def _consumer_of_this_process(self) -> Consumer:
+    def _check_room(self) -> None:
         if len(self._held) >= MOST_HELD:
             raise MisuseError(
                 f"{MOST_HELD} items of queue {self.name!r} were got and neither acked nor released. Use 'with item:', "
                 "or call item.ack() when you are done with one."
             )
-        if self._consumer is None:
-            self._consumer = self._connection.consume(self.name)
-        return self._consumer
 
     def _hand_out(self, delivery: Delivery) -> Received:
         item = Received(self, delivery)
