@@ -24,9 +24,7 @@ from ekiden.errors import (
     SoftTimeLimitExceeded,
     TaskError,
 )
-try:
-    from ekiden.messaging import connect
-except ImportError: pass
+from ekiden.messaging import connect
 from ekiden.results import AsyncResult
 from ekiden.signature import Signature
 from ekiden.states import State

@@ -46,7 +46,7 @@ from ekiden.options import (
 from ekiden.publisher import Publisher
 from ekiden.results import AsyncResult, Backend, StoredResult
 from ekiden.signature import Signature
-from ekiden.task import AsyncTask, Task, TaskApp, call_options, compose, send
+from ekiden.task import AsyncTask, Task, TaskApp, call_options, compose, options_of, send
 from ekiden.transport import Transport
 from ekiden.urls import BrokerURL, parse_url
 
@@ -299,11 +299,7 @@ class Ekiden(TaskSet):
     def send(self, signature: Signature) -> AsyncResult[Any]:
         """Send the call that ``signature`` describes."""
         task = self.find_task(signature.task)
-        options = dict(signature.options)
-        if signature.on_success:
-            options["link"] = signature.on_success
-        if signature.on_error:
-            options["link_error"] = signature.on_error
+        options = options_of(signature)
         if task is not None:
             return task.apply_async(signature.args, signature.kwargs, **options)
         return self.send_task(signature.task, signature.args, signature.kwargs, **options)
@@ -365,6 +361,11 @@ class Ekiden(TaskSet):
                     self._backend = plugins.open_backend(self.backend_url())
                 backend = self._backend
         return backend
+
+    def adopt(self, transport: Transport, backend: Backend) -> None:
+        """Use these instead of opening the URLs: for a process whose connections another one holds."""
+        self._transport = transport
+        self._backend = backend
 
     def waiting_thread(self) -> WaitingThread:
         """The thread that waits for all who await results, started when first asked for."""

@@ -43,20 +43,16 @@ from ekiden.codec import (
     encode_outcome,
     encode_value,
     failure_record,
-    rebuild_exception,
 )
 from ekiden.errors import (
     Ignore,
     MisuseError,
     Reject,
     Retry,
-    SoftTimeLimitExceeded,
     TaskArgumentsError,
     TaskExpired,
     TaskRejected,
     TaskRevoked,
-    TimeLimitExceeded,
-    WorkerLostError,
 )
 from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, HeaderValue, Message, derived_id
 from ekiden.options import Policy, Sending
@@ -310,6 +306,10 @@ def begin(task: Task[..., Any], policy: Policy, request: Request) -> tuple[Any, 
     return args, kwargs
 
 
+class Terminated(BaseException):
+    """Raised in a body from outside, to end it because its task was revoked."""
+
+
 class _MisfitError(TaskArgumentsError):
     """A message brought arguments that the function cannot be called with."""
 
@@ -347,6 +347,8 @@ def outcome_of(error: BaseException, policy: Policy, request: Request, now: floa
             return Ignored()
         case Reject():
             return Rejected(str(error.reason), error.requeue)
+        case Terminated():
+            return Revoked(terminated=True)
         case _MisfitError():
             return Unprocessable(failure_record(TaskArgumentsError(str(error)), None))
         case _UnstorableError():
@@ -355,11 +357,6 @@ def outcome_of(error: BaseException, policy: Policy, request: Request, now: floa
     if is_retried(policy, error) and tries_left(policy.max_retries, request.call.retries):
         return Retried(due=now + retry_delay(policy, request.call.retries, random.random()), failure=failure)
     return Failed(failure)
-
-
-def ended_from_outside(error: TimeLimitExceeded | WorkerLostError, policy: Policy, call: Call, now: float) -> Outcome:
-    """What it means that a body was ended, or its process died: the same as if it had raised ``error``."""
-    return outcome_of(error, policy, Request(call), now)
 
 
 def finish(

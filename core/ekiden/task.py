@@ -189,11 +189,11 @@ class Task(Generic[P, R]):
         return _sent(app, message, refusal((message,), answers))
 
     def enqueue_many(
-        self, calls: Iterable[Sequence[Any] | Mapping[str, Any]], **options: Any
+        self, calls: Iterable[Sequence[Any] | Mapping[str, Any] | Signature], **options: Any
     ) -> list[AsyncResult[R]]:
-        """Send many calls in few round trips: each a tuple of positional, or a mapping of keyword arguments.
+        """Send many calls in few round trips: each a tuple of positional, a mapping of keyword arguments, or a signature.
 
-        ``options`` are those of ``apply_async`` and hold for all. ``calls`` may be a generator of any length; what was
+        ``options`` are those of ``apply_async`` and hold for all but signatures, which bring their own. ``calls`` may be a generator of any length; what was
         sent before an error stays sent.
         """
         app = self._find_app(self.name)
@@ -203,12 +203,7 @@ class Task(Generic[P, R]):
             raise ConfigurationError(f"{self.name}.enqueue_many() cannot give one task_id to many calls; leave it out.")
         results: list[AsyncResult[R]] = []
         for batch in _batches(calls, _BATCH_SIZE):
-            messages = [
-                self._message(app, (), call, shared)
-                if isinstance(call, Mapping)
-                else self._message(app, _tuple_of(self.name, call), {}, shared)
-                for call in batch
-            ]
+            messages = [self._message_of(app, call, shared) for call in batch]
             publish(app, messages, retry=retry, timeout=timeout)
             results.extend(AsyncResult(message.id, app) for message in messages)
         return results
@@ -224,6 +219,21 @@ class Task(Generic[P, R]):
         message = self._message(app, args, kwargs or {}, call_options(self.name, options))
         return EagerResult(message.id, app, app.apply_message(message))
 
+    def _message_of(self, app: TaskApp, call: object, shared: CallOptions) -> Message:
+        """The message of one of many calls."""
+        match call:
+            case tuple() | list():
+                return self._message(app, call, {}, shared)
+            case Signature():
+                return self._message(app, call.args, call.kwargs, call_options(self.name, options_of(call)))
+            case Mapping():
+                return self._message(app, (), call, shared)
+            case _:
+                raise TaskArgumentsError(
+                    f"{self.name}.enqueue_many() takes a tuple or mapping of arguments, or a signature, for each call, not "
+                    f"{call!r}; write ({call!r},)."
+                )
+
     def _message(
         self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
     ) -> Message:
@@ -235,11 +245,11 @@ class Task(Generic[P, R]):
 
     # Signing.
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
-        """A signature: this call, to be sent later or after another one."""
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """A signature: this call, to be sent later or after another one, whose result then comes before ``args``."""
         return self.signature(args, kwargs)
 
-    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+    def si(self, *args: Any, **kwargs: Any) -> Signature:
         """An immutable signature: it is not given the result of what it follows."""
         return self.signature(args, kwargs, immutable=True)
 
@@ -409,6 +419,16 @@ def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
     return CallOptions(**given)
 
 
+def options_of(signature: Signature) -> dict[str, Any]:
+    """The options of ``apply_async`` that a signature stands for, what follows it included."""
+    options = dict(signature.options)
+    if signature.on_success:
+        options["link"] = signature.on_success
+    if signature.on_error:
+        options["link_error"] = signature.on_error
+    return options
+
+
 def compose(
     conf: Settings,
     task_name: str,
@@ -536,14 +556,6 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _tuple_of(task_name: str, call: object) -> Sequence[Any]:
-    if isinstance(call, tuple | list):
-        return call
-    raise TaskArgumentsError(
-        f"{task_name}.enqueue_many() takes a tuple or mapping of arguments for each call, not {call!r}; write ({call!r},)."
-    )
 
 
 def _place_of(function: Callable[..., Any]) -> str:

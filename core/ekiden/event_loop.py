@@ -1,0 +1,131 @@
+"""Bodies in an event loop: one thread for every ``async def`` body, and how a running one is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Coroutine, Generator
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Interruptible:
+    """Awaits a coroutine, and can raise any exception in it where it awaits; asyncio can only cancel."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self._interruption: BaseException | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise ``error`` in the coroutine. Called in the loop's thread."""
+        if self._task is not None and not self._task.done():
+            self._interruption = error
+            self._task.cancel()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._task = asyncio.current_task()
+        sent: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                yielded = self._coroutine.send(sent) if error is None else self._coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value
+            sent = error = None
+            try:
+                sent = yield yielded
+            except BaseException as thrown:  # noqa: BLE001 - it is thrown on into the coroutine
+                error = self._instead_of(thrown)
+
+    def _instead_of(self, thrown: BaseException) -> BaseException:
+        interruption, self._interruption = self._interruption, None
+        if interruption is None or not isinstance(thrown, asyncio.CancelledError):
+            return thrown
+        if self._task is not None:
+            self._task.uncancel()
+        return interruption
+
+
+class LoopJob(Protocol):
+    """What the event loop runs."""
+
+    async def run(self) -> None:
+        """The whole of it; raises nothing."""
+        ...
+
+
+class EventLoop:
+    """One thread with an event loop that runs up to ``concurrency`` jobs at once; the others wait in line.
+
+    ``_waiting`` is a deque that two threads take from, one at each end: taking is atomic.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._waiting: deque[LoopJob] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="ekiden-loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: list[LoopJob]) -> None:
+        """Run ``jobs`` as soon as there is room."""
+        self._waiting.extend(jobs)
+        self.loop.call_soon_threadsafe(self._start)
+
+    def take_back(self) -> LoopJob | None:
+        """The job that has waited shortest and was not started, or None."""
+        try:
+            return self._waiting.pop()
+        except IndexError:
+            return None
+
+    def waiting(self) -> int:
+        """How many have not been started."""
+        return len(self._waiting)
+
+    def close(self, grace: float) -> None:
+        """Cancel what is running and end the thread, within ``grace`` seconds."""
+        self.loop.call_soon_threadsafe(self._cancel)
+        self._thread.join(grace)
+        if self._thread.is_alive():
+            logger.warning("the event loop did not end within %g s: a task blocks it", grace)
+
+    def _start(self) -> None:
+        while len(self._running) < self._concurrency:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:
+                return
+            task = self.loop.create_task(job.run())
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a job of the event loop raised", exc_info=task.exception())
+        self._start()
+
+    def _cancel(self) -> None:
+        self._waiting.clear()
+        for task in self._running:
+            task.cancel()
+        self.loop.create_task(self._stop_when_idle())
+
+    async def _stop_when_idle(self) -> None:
+        while self._running:
+            await asyncio.wait(self._running)
+        await self.loop.shutdown_asyncgens()
+        self.loop.stop()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()

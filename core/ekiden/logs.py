@@ -1,0 +1,53 @@
+"""Logging for ekiden's own processes. As a library ekiden configures nothing: it only logs under ``ekiden``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+
+from ekiden.execution import running
+
+_TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Add a handler to the root logger, unless it has one: ``log_format`` is ``text`` or ``json``."""
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter() if log_format == "json" else logging.Formatter(_TEXT_FORMAT))
+    handler.addFilter(add_task)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def add_task(record: logging.LogRecord) -> bool:
+    """Give a record ``task_id`` and ``task_name``: of the task in whose body it was logged, or empty."""
+    execution = running.get()
+    record.task_id = "" if execution is None else execution.request.id
+    record.task_name = "" if execution is None else execution.request.task
+    return True
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, process, and the task it was logged in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "process": record.process,
+        }
+        if getattr(record, "task_id", ""):
+            line["task_id"] = record.__dict__["task_id"]
+            line["task_name"] = record.__dict__["task_name"]
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()

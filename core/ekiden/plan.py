@@ -1,0 +1,44 @@
+"""What a supervisor and its worker processes tell each other: the plan, and exit statuses."""
+
+from __future__ import annotations
+
+import msgspec
+
+EXIT_DONE = 0
+EXIT_REPLACE = 75
+"""The process ends because it is to be replaced: it has done enough tasks, or grown too large."""
+EXIT_UNUSABLE = 78
+"""The app or its settings cannot work; starting again would not help. (``EX_CONFIG`` of sysexits.h.)"""
+EXIT_UNCLEAN = 70
+"""A task was still running when the grace was over."""
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How one worker process works; what is None comes from the app's settings. Times are in seconds.
+
+    ``name`` is its slot: a worker opened under the name of a dead one takes over its deliveries at once. ``burst``: end
+    when nothing is ready or in hand. ``max_tasks``, ``max_memory_mb``: end after so many tasks, or so much memory.
+    """
+
+    queues: tuple[str, ...] = ()
+    strict: bool = False
+    threads: int | None = None
+    async_concurrency: int | None = None
+    prefetch: int | None = None
+    pool: str | None = None
+    lease: float | None = None
+    grace: float | None = None
+    name: str | None = None
+    burst: bool = False
+    max_tasks: int | None = None
+    max_memory_mb: float | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor tells a worker process to do."""
+
+    target: str
+    options: WorkerOptions
+    log_level: str
+    log_format: str
+    beat_file: str | None = None

@@ -1,0 +1,136 @@
+"""Bodies in threads, and how a running one is interrupted. (``event_loop`` and ``body_process`` are the other places.)
+
+    Watchdog      one thread that calls things back at their time: limits
+    ThreadBody    a body that is running in a thread, and can be interrupted while the user's code is on top
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+_OWN_DIRECTORY = str(Path(__file__).parent)
+_INTERRUPT_AGAIN_SECONDS = 0.01
+
+
+class Alarm:
+    """One call back at a time of the monotonic clock; ``cancel`` it when it is not needed any more."""
+
+    __slots__ = ("action", "at")
+
+    def __init__(self, at: float, action: Callable[[], None]) -> None:
+        self.at = at
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """Do not call back. It may be being called just now."""
+        self.action = None
+
+
+class Watchdog:
+    """Calls back at set times, from one thread that is started with the first alarm. The actions must be quick."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._alarms: list[tuple[float, int, Alarm]] = []
+        self._order = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def after(self, seconds: float, action: Callable[[], None]) -> Alarm:
+        """Call ``action`` in ``seconds``."""
+        alarm = Alarm(time.monotonic() + seconds, action)
+        with self._changed:
+            heapq.heappush(self._alarms, (alarm.at, next(self._order), alarm))
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="ekiden-watchdog", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return alarm
+
+    def close(self) -> None:
+        """Call nothing back any more, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (not self._alarms or self._alarms[0][0] > time.monotonic()):
+                    self._changed.wait(self._alarms[0][0] - time.monotonic() if self._alarms else None)
+                if self._closed:
+                    return
+                _, _, alarm = heapq.heappop(self._alarms)
+            action = alarm.action
+            if action is not None:
+                action()
+
+
+class ThreadBody:
+    """The bodies that run in one thread, one after the other, and how the running one is interrupted.
+
+    An exception is raised in the thread only while the user's code is on top: never inside code of ekiden that it
+    called, where a lock could be left locked, and never after the body has ended. What blocks in C (a long
+    ``time.sleep``) is interrupted when it returns. ``turn`` numbers the bodies; ``_mutex`` guards it and the rest.
+    """
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self._thread_id = threading.get_ident()
+        self._mutex = threading.Lock()
+        self._running = False
+        self._raised = False
+
+    def begin(self) -> None:
+        """The next body begins."""
+        with self._mutex:
+            self.turn += 1
+            self._running = True
+
+    def end(self) -> None:
+        """The body has ended: nothing is raised any more, and what was raised but has not arrived is withdrawn."""
+        with self._mutex:
+            self._running = False
+            if self._raised:
+                self._raised = False
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
+
+    def interrupt_until_done(self, watchdog: Watchdog, kind: type[BaseException], turn: int) -> None:
+        """Raise ``kind`` in that body, trying again while code of ekiden is on top. Nothing if it has ended."""
+        with self._mutex:
+            if not self._running or self.turn != turn:
+                return
+            frame = sys._current_frames().get(self._thread_id)
+            if frame is not None and is_users_code(frame):
+                self._raised = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(kind))
+                return
+        watchdog.after(_INTERRUPT_AGAIN_SECONDS, lambda: self.interrupt_until_done(watchdog, kind, turn))
+
+
+def is_users_code(top: FrameType) -> bool:
+    """Whether, from the top of the stack down, user code comes before code of ekiden; the demo counts as user code."""
+    frame: FrameType | None = top
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_filename.startswith(_OWN_DIRECTORY) and not name.startswith("ekiden.demo"):
+            return False
+        if not _is_library(frame):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_library(frame: FrameType) -> bool:
+    """Whether this frame is the standard library's: then who called it decides."""
+    return frame.f_globals.get("__name__", "").partition(".")[0] in sys.stdlib_module_names

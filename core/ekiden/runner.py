@@ -1,0 +1,351 @@
+"""Runs the bodies of jobs where they belong, within their limits.
+
+    ``def``         a thread; a body process if it has a hard time limit, says so, or was handed out before
+    ``async def``   the event loop; a body process if it was handed out before
+
+A message that was handed out before may have killed its worker: in a process of its own it can do no more harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from ekiden.app import Ekiden
+from ekiden.body_process import Answer, Ask, BodyProcess, Run, answer_ask
+from ekiden.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from ekiden.execution import Execution, Outcome, Revoked, Terminated, finish, outcome_of, run, run_async
+from ekiden.job import Job
+from ekiden.pools import Alarm, ThreadBody, Watchdog
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ekiden.event_loop import EventLoop, Interruptible
+
+logger = logging.getLogger("ekiden.worker")
+
+_STOP_THREADS_SECONDS = 1.0
+
+
+class Runner:
+    """Starts bodies, interrupts them, and says how they ended.
+
+    ``settle_first(job)`` settles a job of an at-most-once task before its body, and says whether it may run.
+    ``started(job)`` and ``ended(job)`` are called in whatever thread ran it; ``job.outcome`` is set by then.
+    """
+
+    def __init__(
+        self,
+        app: Ekiden,
+        *,
+        name: str,
+        threads: int,
+        async_concurrency: int,
+        target: str | None,
+        settle_first: Callable[[Job], bool],
+        started: Callable[[Job], None],
+        ended: Callable[[Job], None],
+    ) -> None:
+        self._app = app
+        self._name = name
+        self._thread_count = threads
+        self._async_concurrency = async_concurrency
+        self._target = target
+        self._settle_first = settle_first
+        self._started = started
+        self._ended = ended
+        self._waiting: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._watchdog = Watchdog()
+        self._loop: EventLoop | None = None
+        self._processes = BodyProcesses(target)
+        self._interrupts: dict[int, Callable[[], None]] = {}
+        self._abandoning = False
+
+    def start(self) -> None:
+        """Start the body threads."""
+        for index in range(self._thread_count):
+            thread = threading.Thread(target=self._run_jobs, name=f"ekiden-body-{index}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Run ``jobs`` as soon as there is room."""
+        for_loop: list[_LoopBody] = []
+        for job in jobs:
+            assert job.task is not None
+            if job.task.is_async and not self._needs_process(job):
+                for_loop.append(_LoopBody(self, job))
+            else:
+                self._waiting.put(job)
+        if for_loop:
+            self._opened_loop().submit(list(for_loop))
+
+    def take_back(self) -> list[Job]:
+        """Every job that has not been started; they are not run any more."""
+        jobs = []
+        while True:
+            try:
+                job = self._waiting.get_nowait()
+            except Empty:
+                break
+            if job is not None:
+                jobs.append(job)
+        while self._loop is not None and (body := self._loop.take_back()) is not None:
+            assert isinstance(body, _LoopBody)
+            jobs.append(body.job)
+        return jobs
+
+    def terminate(self, job: Job) -> None:
+        """End a running body, as REVOKED. Nothing happens if it has ended."""
+        interrupt = self._interrupts.get(id(job))
+        if interrupt is not None:
+            interrupt()
+
+    def close(self, grace: float) -> bool:
+        """End every thread and process. Bodies that are still running get ``grace`` seconds; False if one would not end."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        deadline = time.monotonic() + grace
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._abandoning = True
+        self._processes.close()
+        if self._loop is not None:
+            self._loop.close(_STOP_THREADS_SECONDS)
+        self._watchdog.close()
+        for thread in self._threads:
+            thread.join(_STOP_THREADS_SECONDS if thread.is_alive() else 0.0)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    # Threads.
+
+    def _run_jobs(self) -> None:
+        body = ThreadBody()
+        while (job := self._waiting.get()) is not None:
+            job.started = time.monotonic()
+            assert job.policy is not None
+            if job.policy.acks_early and not self._settle_first(job):
+                continue
+            if job.policy.track_started:
+                self._started(job)
+            outcome = self._run_in_process(job) if self._needs_process(job) else self._run_in_thread(job, body)
+            if self._abandoning:
+                return
+            job.outcome = outcome
+            self._ended(job)
+
+    def _run_in_thread(self, job: Job, body: ThreadBody) -> Outcome:
+        assert job.task is not None and job.policy is not None and job.request is not None and job.call is not None
+        body.begin()
+        self._interrupts[id(job)] = lambda: body.interrupt_until_done(self._watchdog, Terminated, body.turn)
+        alarm: Alarm | None = None
+        soft_limit = job.call.soft_time_limit or job.policy.soft_time_limit
+        if soft_limit is not None:
+            turn = body.turn
+            alarm = self._watchdog.after(
+                soft_limit, lambda: body.interrupt_until_done(self._watchdog, SoftTimeLimitExceeded, turn)
+            )
+        try:
+            return run(job.task, job.policy, job.request)
+        finally:
+            body.end()
+            del self._interrupts[id(job)]
+            if alarm is not None:
+                alarm.cancel()
+
+    # Body processes.
+
+    def _needs_process(self, job: Job) -> bool:
+        assert job.policy is not None and job.call is not None and job.task is not None
+        if self._target is None:
+            return False
+        if job.delivery.attempt > 1:
+            return True
+        if job.task.is_async:
+            return False
+        return job.policy.pool == "process" or job.policy.time_limit is not None or job.call.time_limit is not None
+
+    def _run_in_process(self, job: Job) -> Outcome:
+        assert job.policy is not None and job.call is not None and job.request is not None and job.task is not None
+        ended_by: list[BaseException] = []
+        began = time.monotonic()
+        try:
+            process = self._processes.take()
+        except WorkerLostError as error:
+            return self._ended_outside(job, error, began)
+
+        def end(error: BaseException) -> None:
+            ended_by.append(error)
+            process.kill()
+
+        self._interrupts[id(job)] = lambda: end(Terminated())
+        hard_limit = job.call.time_limit or job.policy.time_limit
+        alarm: Alarm | None = None
+        if hard_limit is not None:
+            text = f"it ran longer than its time_limit of {hard_limit:g} s"
+            alarm = self._watchdog.after(hard_limit, lambda: end(TimeLimitExceeded(text)))
+        began = time.monotonic()
+        soft_limit = job.call.soft_time_limit or job.policy.soft_time_limit
+        try:
+            message = job.delivery.message
+            outcome = process.run(Run(message, job.delivery.attempt, self._name, soft_limit), self._answer)
+        except WorkerLostError as error:
+            self._processes.drop(process)
+            if ended_by and isinstance(ended_by[0], Terminated):
+                return Revoked(terminated=True)
+            return self._ended_outside(job, ended_by[0] if ended_by else error, began)
+        finally:
+            del self._interrupts[id(job)]
+            if alarm is not None:
+                alarm.cancel()
+        if ended_by:
+            self._processes.drop(process)
+        else:
+            self._processes.give_back(process)
+        return outcome
+
+    def _ended_outside(self, job: Job, error: BaseException, began: float) -> Outcome:
+        """The outcome of a body that did not end by itself: as if it had raised ``error``; its handlers run here."""
+        assert job.policy is not None and job.request is not None and job.task is not None
+        if self._abandoning:
+            return Revoked()
+        outcome = outcome_of(error, job.policy, job.request, time.time())
+        runtime = time.monotonic() - began
+        return finish(job.task, job.request, outcome, error, Execution(job.request, []), runtime)
+
+    def _answer(self, ask: Ask) -> Answer:
+        conf = self._app.conf
+        return answer_ask(
+            ask,
+            lambda messages: self._app.publisher.publish(
+                messages, timeout=conf.task_publish_timeout, retry=conf.task_publish_retry
+            ),
+            self._app,
+        )
+
+    # The event loop.
+
+    def _opened_loop(self) -> EventLoop:
+        if self._loop is None:
+            from ekiden.event_loop import EventLoop  # asyncio takes 40 ms to import, and not every app has async tasks
+
+            self._loop = EventLoop(self._async_concurrency)
+        return self._loop
+
+    async def _run_in_loop(self, job: Job) -> None:
+        import asyncio
+
+        from ekiden.event_loop import Interruptible
+
+        assert job.task is not None and job.policy is not None and job.request is not None and job.call is not None
+        job.started = time.monotonic()
+        if job.policy.acks_early and not await asyncio.to_thread(self._settle_first, job):
+            return
+        if job.policy.track_started:
+            self._started(job)
+        body = Interruptible(run_async(job.task, job.policy, job.request))
+        loop = asyncio.get_running_loop()
+        self._interrupts[id(job)] = lambda: _call_in_loop(loop, body, Terminated())
+        alarms = _limits_in_loop(loop, body, job)
+        try:
+            outcome = await body
+        finally:
+            del self._interrupts[id(job)]
+            for alarm in alarms:
+                alarm.cancel()
+        if not self._abandoning:
+            job.outcome = outcome
+            self._ended(job)
+
+
+class _LoopBody:
+    """A job as the event loop runs it."""
+
+    __slots__ = ("_runner", "job")
+
+    def __init__(self, runner: Runner, job: Job) -> None:
+        self._runner = runner
+        self.job = job
+
+    async def run(self) -> None:
+        """Await its body and say how it ended."""
+        await self._runner._run_in_loop(self.job)
+
+
+def _limits_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, job: Job) -> list[asyncio.TimerHandle]:
+    assert job.call is not None and job.policy is not None
+    alarms = []
+    soft_limit = job.call.soft_time_limit or job.policy.soft_time_limit
+    if soft_limit is not None:
+        alarms.append(loop.call_later(soft_limit, body.interrupt, SoftTimeLimitExceeded()))
+    hard_limit = job.call.time_limit or job.policy.time_limit
+    if hard_limit is not None:
+        text = f"it ran longer than its time_limit of {hard_limit:g} s"
+        alarms.append(loop.call_later(hard_limit, body.interrupt, TimeLimitExceeded(text)))
+    return alarms
+
+
+def _call_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, error: BaseException) -> None:
+    loop.call_soon_threadsafe(body.interrupt, error)
+
+
+class BodyProcesses:
+    """The body processes of one worker: taken for one body at a time, kept for the next. ``_mutex`` guards both sets."""
+
+    def __init__(self, target: str | None) -> None:
+        self._target = target
+        self._mutex = threading.Lock()
+        self._idle: list[BodyProcess] = []
+        self._taken: set[BodyProcess] = set()
+        self._closed = False
+
+    def take(self) -> BodyProcess:
+        """A process that is ready: an idle one, or a new one. Raises WorkerLostError when none can be started."""
+        with self._mutex:
+            if self._closed or self._target is None:
+                raise WorkerLostError("the worker is stopping")
+            process = self._idle.pop() if self._idle else None
+            if process is not None:
+                self._taken.add(process)
+                return process
+            process = BodyProcess(self._target)
+            self._taken.add(process)
+        try:
+            process.wait_until_ready()
+        except WorkerLostError:
+            self.drop(process)
+            raise
+        return process
+
+    def give_back(self, process: BodyProcess) -> None:
+        """Its body has ended by itself: keep it for the next one."""
+        with self._mutex:
+            self._taken.discard(process)
+            if not self._closed:
+                self._idle.append(process)
+                return
+        process.close()
+
+    def drop(self, process: BodyProcess) -> None:
+        """It has died, or was ended."""
+        with self._mutex:
+            self._taken.discard(process)
+        process.kill()
+        process.close()
+
+    def close(self) -> None:
+        """End every process; those that run a body, at once."""
+        with self._mutex:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            taken = list(self._taken)
+        for process in taken:
+            process.kill()
+        for process in idle:
+            process.close()

@@ -1,0 +1,404 @@
+"""Brings what has ended to the backend and the broker, in batches, and keeps the leases of all that is held.
+
+Always in this order: the result is stored, then the delivery is settled together with what follows from it. What cannot
+be stored or settled now is kept, renewed and tried again; meanwhile ``in_trouble`` tells the receiver to claim no more.
+One thread does all of it, so the consumer is settled, released and extended by one thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+
+import msgspec
+
+from ekiden.app import Ekiden
+from ekiden.codec import OutcomeRecord, encode_outcome
+from ekiden.errors import BackendError, EkidenError, TransportError
+from ekiden.execution import (
+    Context,
+    Failed,
+    Postponed,
+    Rejected,
+    Retried,
+    SecondCopy,
+    Succeeded,
+    Unprocessable,
+    Verdict,
+    verdict,
+)
+from ekiden.job import Job
+from ekiden.message import Ending, Settled, SettleOutcome
+from ekiden.publisher import refusal
+from ekiden.results import Backend, StoredResult
+from ekiden.states import State
+from ekiden.transport import Consumer
+
+logger = logging.getLogger("ekiden.worker")
+
+_AT_MOST = 1000
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_RENEWALS_PER_LEASE = 3
+_CLOSE_SECONDS = 2.0
+
+
+class _First:
+    """A job that is to be settled before its body starts; ``done`` is set when ``may_run`` is known."""
+
+    __slots__ = ("done", "job", "may_run")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.done = threading.Event()
+        self.may_run = False
+
+
+class _Started(msgspec.Struct, frozen=True):
+    """A body has started, and its task wants that to be stored."""
+
+    job: Job
+
+
+class _GiveBack(msgspec.Struct, frozen=True):
+    """Jobs that were never started and are not to be."""
+
+    jobs: list[Job]
+
+
+class _Unsettled:
+    """An ended job on its way: first its result is stored, then its delivery is ended."""
+
+    __slots__ = ("job", "stored", "verdict")
+
+    def __init__(self, job: Job, found: Verdict) -> None:
+        self.job = job
+        self.verdict = found
+        self.stored = found.result is None
+
+
+class Settler:
+    """Owned by a Worker; ``held`` is the worker's, and ends here: what is settled is taken out of it."""
+
+    def __init__(
+        self,
+        app: Ekiden,
+        consumer: Consumer,
+        backend: Backend | None,
+        *,
+        held: dict[int, Job],
+        name: str,
+        lease: float,
+        progressed: Callable[[], None],
+        tick: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._consumer = consumer
+        self._backend = backend
+        self._held = held
+        self._name = name
+        self._renew_every = lease / _RENEWALS_PER_LEASE
+        self._progressed = progressed
+        self._tick = tick
+        self._queue: SimpleQueue[Job | _First | _Started | _GiveBack | None] = SimpleQueue()
+        self._unsettled: list[_Unsettled] = []
+        self._giving_back: list[_GiveBack] = []
+        self._firsts: list[_First] = []
+        self._starts: list[_Started] = []
+        self._closing = threading.Event()
+        self._pause = 0.0
+        self._try_at = 0.0
+        self._renew_at = time.monotonic() + self._renew_every
+        self.in_trouble = False
+        self.ended = 0
+        self._thread = threading.Thread(target=self._run, name="ekiden-settler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    # Called by any thread.
+
+    def end(self, job: Job) -> None:
+        """``job.outcome`` is known: bring it home."""
+        self._queue.put(job)
+
+    def started(self, job: Job) -> None:
+        """Store that a body has started."""
+        self._queue.put(_Started(job))
+
+    def give_back(self, jobs: list[Job]) -> None:
+        """Release jobs that were never started."""
+        if jobs:
+            self._queue.put(_GiveBack(jobs))
+
+    def settle_first(self, job: Job) -> bool:
+        """Settle a job before its body, and wait until that is confirmed. False: it must not run."""
+        first = _First(job)
+        self._queue.put(first)
+        first.done.wait()
+        return first.may_run
+
+    def unfinished(self) -> int:
+        """How many jobs in hand have not ended yet."""
+        return len(self._held) - self._queue.qsize() - len(self._unsettled)
+
+    def close(self) -> None:
+        """Bring home what has ended, trying for a short time if there is trouble, and end the thread."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join()
+
+    # The thread.
+
+    def _run(self) -> None:
+        give_up_at: float | None = None
+        while True:
+            self._receive()
+            now = time.monotonic()
+            if now >= self._try_at and self._has_work():
+                self._work()
+            if now >= self._renew_at:
+                self._renew(now)
+            self._tick()
+            if self._closing.is_set():
+                give_up_at = give_up_at or now + _CLOSE_SECONDS
+                if self._queue.empty() and (not self._has_work() or now >= give_up_at):
+                    self._refuse_firsts()
+                    return
+
+    def _receive(self) -> None:
+        """Wait for something to do, and take along everything that is there."""
+        now = time.monotonic()
+        until = min(self._renew_at, self._try_at) if self._has_work() else self._renew_at
+        longest = 0.05 if self._closing.is_set() else 1.0
+        try:
+            item = self._queue.get(timeout=min(max(0.0, until - now), longest))
+        except Empty:
+            return
+        now_wall = time.time()
+        context = Context(now_wall, self._name, self._app.route, self._app.conf.result_expires, self._backend is not None)
+        ended = 0
+        for _ in range(_AT_MOST):
+            if isinstance(item, Job):
+                ended += 1
+                self._judge(item, context)
+            elif isinstance(item, _First):
+                self._firsts.append(item)
+            elif isinstance(item, _Started):
+                self._starts.append(item)
+            elif isinstance(item, _GiveBack):
+                self._giving_back.append(item)
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+        else:
+            self._queue.put(item)
+        self.ended += ended
+        self._progressed()
+
+    def _judge(self, job: Job, context: Context) -> None:
+        assert job.outcome is not None
+        try:
+            found = verdict(job.delivery, job.call, job.policy, job.outcome, context)
+        except EkidenError as error:
+            # What is linked can be impossible to send (a queue name that cannot be): the call itself has ended.
+            job.outcome = Unprocessable(_failure(error))
+            found = verdict(job.delivery, None, job.policy, job.outcome, context)
+        self._unsettled.append(_Unsettled(job, found))
+        if not isinstance(job.outcome, Succeeded):
+            _log_outcome(job)
+        elif logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s succeeded in %.3f s", job, job.outcome.runtime or 0.0)
+
+    def _has_work(self) -> bool:
+        return bool(self._unsettled or self._giving_back or self._firsts or self._starts)
+
+    def _work(self) -> None:
+        try:
+            self._store()
+            self._settle_firsts()
+            self._settle()
+            self._release()
+        except (BackendError, TransportError) as error:
+            self._trouble(error)
+        else:
+            if self._pause:
+                logger.warning("results are stored and messages settled again")
+            self._pause = 0.0
+            self._try_at = 0.0
+            self.in_trouble = False
+
+    def _trouble(self, error: EkidenError) -> None:
+        self.in_trouble = True
+        self._pause = min(self._pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+        self._try_at = time.monotonic() + self._pause
+        logger.warning("%d ended tasks are kept and tried again in %.1f s: %s", len(self._unsettled), self._pause, error)
+
+    def _store(self) -> None:
+        results = [self._started_result(each.job) for each in self._starts]
+        storing = [each for each in self._unsettled if not each.stored and not each.job.lost]
+        results += [each.verdict.result for each in storing if each.verdict.result is not None]
+        if results and self._backend is not None:
+            self._backend.put(results)
+        self._starts.clear()
+        for each in storing:
+            each.stored = True
+
+    def _started_result(self, job: Job) -> StoredResult:
+        assert job.call is not None and job.request is not None
+        call = job.call
+        record = OutcomeRecord(
+            task=call.task,
+            worker=self._name,
+            retries=call.retries,
+            queue=job.delivery.message.queue,
+            parent=call.parent,
+            root=call.root,
+        )
+        expires = self._app.conf.result_expires
+        return StoredResult(call.id, State.STARTED, call.retries, encode_outcome(record), expires)
+
+    def _settle_firsts(self) -> None:
+        if not self._firsts:
+            return
+        answers = self._consumer.settle([Ending(each.job.delivery) for each in self._firsts])
+        kept = []
+        for first, answer in zip(self._firsts, answers, strict=True):
+            if answer.outcome is SettleOutcome.FAILED:
+                kept.append(first)
+                continue
+            first.job.settled = True
+            first.may_run = answer.outcome is SettleOutcome.SETTLED
+            if not first.may_run:
+                self._drop_lost(first.job)
+            first.done.set()
+        self._firsts = kept
+        _raise_failed(answers)
+
+    def _settle(self) -> None:
+        """End the deliveries of what is stored; publish what follows from those that were settled first."""
+        self._publish_for_settled()
+        settling = [each for each in self._unsettled if each.verdict.release is None and not each.job.settled]
+        if not settling:
+            return
+        answers = self._consumer.settle([Ending(each.job.delivery, each.verdict.publish) for each in settling])
+        ended = set()
+        for each, answer in zip(settling, answers, strict=True):
+            if answer.outcome is SettleOutcome.FAILED:
+                continue
+            ended.add(id(each))
+            if answer.outcome is SettleOutcome.LOST:
+                self._drop_lost(each.job)
+            else:
+                self._held.pop(id(each.job), None)
+        self._unsettled = [each for each in self._unsettled if id(each) not in ended]
+        _raise_failed(answers)
+
+    def _publish_for_settled(self) -> None:
+        for each in [each for each in self._unsettled if each.job.settled]:
+            if each.verdict.publish:
+                conf = self._app.conf
+                answers = self._app.publisher.publish(
+                    each.verdict.publish, timeout=conf.task_publish_timeout, retry=False
+                )
+                error = refusal(each.verdict.publish, answers)
+                if error is not None:
+                    raise error
+            self._unsettled.remove(each)
+            self._held.pop(id(each.job), None)
+
+    def _release(self) -> None:
+        for giving_back in list(self._giving_back):
+            self._consumer.release([job.delivery for job in giving_back.jobs])
+            for job in giving_back.jobs:
+                self._held.pop(id(job), None)
+            self._giving_back.remove(giving_back)
+        by_delay: dict[float, list[_Unsettled]] = {}
+        for each in self._unsettled:
+            if each.verdict.release is not None:
+                by_delay.setdefault(each.verdict.release, []).append(each)
+        for delay, group in by_delay.items():
+            self._consumer.release([each.job.delivery for each in group], delay)
+            for each in group:
+                self._unsettled.remove(each)
+                self._held.pop(id(each.job), None)
+
+    def _drop_lost(self, job: Job) -> None:
+        job.lost = True
+        self._held.pop(id(job), None)
+        logger.warning("%s was lost: its lease ended and another worker has it; what it did here is not counted", job)
+
+    def _refuse_firsts(self) -> None:
+        for first in self._firsts:
+            first.done.set()
+        self._firsts.clear()
+
+    def _renew(self, now: float) -> None:
+        late = now - self._renew_at
+        if late > self._renew_every:
+            self._warn_of_late_renewal(late)
+        self._renew_at = now + self._renew_every
+        jobs = [job for job in list(self._held.values()) if not job.settled]
+        if not jobs:
+            return
+        answers = self._consumer.extend([job.delivery for job in jobs])
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer.outcome is SettleOutcome.LOST and id(job) in self._held:
+                self._drop_lost(job)
+            elif answer.outcome is SettleOutcome.FAILED:
+                self._renew_at = now + min(1.0, self._renew_every / _RENEWALS_PER_LEASE)
+
+    def _warn_of_late_renewal(self, late: float) -> None:
+        running = [job for job in list(self._held.values()) if job.started is not None and job.outcome is None]
+        names = ", ".join(f"{job} (for {time.monotonic() - (job.started or 0):.0f} s)" for job in running[:5])
+        logger.warning(
+            "leases were renewed %.1f s late: the interpreter was held by one of %s; declare it with pool='process'",
+            late,
+            names or "no running task",
+        )
+
+
+def _failure(error: EkidenError):  # type: ignore[no-untyped-def]
+    from ekiden.codec import failure_record
+
+    return failure_record(error, None)
+
+
+def _raise_failed(answers: Iterable[Settled]) -> None:
+    for answer in answers:
+        if answer.outcome is SettleOutcome.FAILED:
+            if isinstance(answer.error, TransportError):
+                raise answer.error
+            raise TransportError(f"the broker did not take what follows: {answer.error}")
+
+
+def _log_outcome(job: Job) -> None:
+    match job.outcome:
+        case Retried(failure=failure):
+            reason = f": {failure.type}: {failure.message}" if failure is not None else ""
+            logger.info("%s will be tried again%s", job, reason)
+        case Failed(failure=failure):
+            expected = job.policy is not None and _is_expected(failure.type, job.policy.throws)
+            if expected:
+                logger.info("%s failed as declared: %s: %s", job, failure.type, failure.message)
+            else:
+                logger.error("%s failed: %s: %s\n%s", job, failure.type, failure.message, failure.traceback or "")
+        case Unprocessable(failure=failure):
+            logger.warning("%s goes to the dead letters: %s", job, failure.message)
+        case Rejected(reason=reason, requeue=requeue):
+            logger.warning("%s was rejected%s: %s", job, ", to be run again" if requeue else "", reason)
+        case SecondCopy():
+            logger.warning("%s is a second copy of a step that has begun elsewhere; it is settled and not run", job)
+        case Postponed(reason=reason, delay=delay):
+            logger.debug("%s is given back for %.1f s: %s", job, delay, reason)
+        case other:
+            logger.info("%s: %s", job, type(other).__name__)
+
+
+def _is_expected(type_name: str, kinds: tuple[type[BaseException], ...]) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" == type_name for kind in kinds)

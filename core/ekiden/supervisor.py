@@ -1,0 +1,292 @@
+"""The supervisor: starts worker processes, replaces those that die, stops them all.
+
+It never imports the app and opens no broker, so nothing of the user's can hang or kill it. Each worker process is a
+fresh interpreter with a pipe from here as its standard input; when the supervisor dies the pipes close and the
+processes drain. One thread a process waits for its end; everything else happens in the thread that called ``run``.
+
+A slot is a place for one process after the other. Its name is the consumer's name at the broker, so that a replaced
+process's deliveries come back as soon as its successor opens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+
+import msgspec
+
+from ekiden.errors import ConfigurationError
+from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions
+
+logger = logging.getLogger("ekiden.supervisor")
+
+_AT_ONCE_SECONDS = 2.0
+_GRACE_MARGIN_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+_FRESH_SECONDS = 30.0
+_SHORT_LIFE_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How many worker processes, and how they work. ``grace``: seconds that running tasks get at a stop."""
+
+    processes: int
+    worker: WorkerOptions
+    grace: float
+    log_level: str = "info"
+    log_format: str = "text"
+    liveness_file: str | None = None
+    reload_paths: tuple[str, ...] = ()
+
+
+class _Slot:
+    """One place for a worker process: its current process, and since when."""
+
+    __slots__ = ("beat_file", "name", "pause", "process", "start_at", "started")
+
+    def __init__(self, name: str, beat_file: Path | None) -> None:
+        self.name = name
+        self.beat_file = beat_file
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+        self.start_at: float | None = 0.0
+        self.pause = 0.0
+
+
+class _Ended(msgspec.Struct, frozen=True):
+    """A worker process has ended."""
+
+    slot: _Slot
+    code: int
+
+
+class _Stop(msgspec.Struct, frozen=True):
+    """A signal to stop has arrived, or the second one."""
+
+
+class _Reload(msgspec.Struct, frozen=True):
+    """A file has changed."""
+
+    paths: tuple[str, ...]
+
+
+class Supervisor:
+    """Keeps ``processes`` workers of one app running until it is told to stop."""
+
+    def __init__(self, target: str, options: SupervisorOptions) -> None:
+        self._target = target
+        self._options = options
+        self._events: SimpleQueue[_Ended | _Stop | _Reload] = SimpleQueue()
+        self._beats = tempfile.TemporaryDirectory(prefix="ekiden-") if options.liveness_file else None
+        # Two supervisors on one host must not take each other's deliveries, so the name holds the process id.
+        base = options.worker.name or f"{socket.gethostname()}:{os.getpid()}"
+        self._slots = [
+            _Slot(f"{base}:{number}", Path(self._beats.name, str(number)) if self._beats else None)
+            for number in range(1, options.processes + 1)
+        ]
+        self._stopping = 0
+        self._kill_at: float | None = None
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Run until every process has ended; the exit status for the command. Call it from the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        stop_watching = self._watch_files()
+        try:
+            while self._work():
+                continue
+        finally:
+            stop_watching()
+            self._end_all()
+            if self._beats is not None:
+                self._beats.cleanup()
+        return self._exit_code
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._events.put(_Stop())
+
+    def _work(self) -> bool:
+        """One turn: start what is due, wait for an event, act on it. False when nothing is left to do."""
+        self._start_due()
+        if not any(slot.process is not None or slot.start_at is not None for slot in self._slots):
+            return False
+        try:
+            event = self._events.get(timeout=self._longest_wait())
+        except Empty:
+            event = None
+        match event:
+            case _Ended(slot=slot, code=code):
+                self._ended(slot, code)
+            case _Stop():
+                self._stop()
+            case _Reload(paths=paths):
+                self._reload(paths)
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._kill()
+        self._tell_liveness()
+        _reap_strangers({slot.process.pid for slot in self._slots if slot.process is not None})
+        return True
+
+    def _longest_wait(self) -> float:
+        now = time.monotonic()
+        due = [slot.start_at - now for slot in self._slots if slot.process is None and slot.start_at is not None]
+        if self._kill_at is not None:
+            due.append(self._kill_at - now)
+        needs_looks = self._options.liveness_file is not None or os.getpid() == 1
+        longest = _LOOK_SECONDS if needs_looks else 60.0
+        return max(0.01, min([longest, *due]))
+
+    # Processes.
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.process is None and slot.start_at is not None and slot.start_at <= now:
+                self._start(slot)
+
+    def _start(self, slot: _Slot) -> None:
+        plan = Plan(
+            target=self._target,
+            options=msgspec.structs.replace(self._options.worker, name=slot.name, grace=self._options.grace),
+            log_level=self._options.log_level,
+            log_format=self._options.log_format,
+            beat_file=None if slot.beat_file is None else str(slot.beat_file),
+        )
+        process = subprocess.Popen([sys.executable, "-m", "ekiden.worker_process", self._target], stdin=subprocess.PIPE)
+        slot.process = process
+        slot.started = time.monotonic()
+        slot.start_at = None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(msgspec.json.encode(plan) + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died already; its end is on its way
+        threading.Thread(target=self._wait, args=(slot, process), name=f"ekiden-wait-{slot.name}", daemon=True).start()
+
+    def _wait(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
+        self._events.put(_Ended(slot, process.wait()))
+
+    def _ended(self, slot: _Slot, code: int) -> None:
+        assert slot.process is not None and slot.process.stdin is not None
+        pid, lived = slot.process.pid, time.monotonic() - slot.started
+        slot.process.stdin.close()
+        slot.process = None
+        if code == EXIT_UNUSABLE:
+            self._exit_code = EXIT_UNUSABLE
+            if not self._stopping:
+                self._stop()
+            return
+        if self._stopping or code == EXIT_DONE:
+            return
+        if code == EXIT_REPLACE:
+            slot.pause = 0.0
+        else:
+            slot.pause = 0.0 if lived > _SHORT_LIFE_SECONDS else min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+            logger.error("worker process %d died (%s); it is replaced in %.1f s", pid, _exit_text(code), slot.pause)
+        slot.start_at = time.monotonic() + slot.pause
+
+    # Stopping.
+
+    def _stop(self) -> None:
+        self._stopping += 1
+        grace = self._options.grace + _GRACE_MARGIN_SECONDS if self._stopping == 1 else _AT_ONCE_SECONDS
+        self._kill_at = time.monotonic() + grace
+        if self._stopping == 1:
+            logger.info("stopping: running tasks get %g s; once more to end at once", self._options.grace)
+        for slot in self._slots:
+            slot.start_at = None
+            if slot.process is not None:
+                slot.process.terminate()
+
+    def _kill(self) -> None:
+        for slot in self._slots:
+            if slot.process is not None:
+                logger.error("worker process %d did not end in time and is killed; its tasks come back", slot.process.pid)
+                slot.process.kill()
+        self._kill_at = None
+
+    def _end_all(self) -> None:
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.kill()
+                slot.process.wait()
+
+    # Reloading and telling.
+
+    def _reload(self, paths: tuple[str, ...]) -> None:
+        if self._stopping:
+            return
+        logger.info("%s changed: the worker processes are replaced", ", ".join(paths[:3]))
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.start_at = 0.0
+                slot.process.terminate()
+
+    def _watch_files(self) -> Callable[[], None]:
+        if not self._options.reload_paths:
+            return lambda: None
+        try:
+            from watchfiles import PythonFilter, watch  # an extra: only for development
+        except ImportError as error:
+            raise ConfigurationError("--reload needs watchfiles: pip install 'ekiden[reload]'.") from error
+        stop = threading.Event()
+
+        def tell() -> None:
+            for changes in watch(*self._options.reload_paths, watch_filter=PythonFilter(), stop_event=stop):
+                self._events.put(_Reload(tuple(sorted(path for _, path in changes))))
+
+        thread = threading.Thread(target=tell, name="ekiden-reload", daemon=True)
+        thread.start()
+
+        def stop_watching() -> None:
+            stop.set()
+            thread.join()
+
+        return stop_watching
+
+    def _tell_liveness(self) -> None:
+        """Touch the liveness file while every process has lately said that it is alive."""
+        if self._options.liveness_file is None:
+            return
+        oldest = time.time() - _FRESH_SECONDS
+        files = [slot.beat_file for slot in self._slots if slot.beat_file is not None]
+        if all(file.exists() and file.stat().st_mtime >= oldest for file in files):
+            Path(self._options.liveness_file).touch()
+
+
+def _reap_strangers(own: set[int]) -> None:
+    """As process 1 of a container: take the exit status of orphans, which nobody else will."""
+    if os.getpid() != 1:
+        return
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid in own:
+            return
+        os.waitpid(found.si_pid, 0)
+
+
+def _exit_text(code: int) -> str:
+    if code >= 0:
+        return f"it exited with {code}"
+    try:
+        return f"it was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"it was ended by signal {-code}"

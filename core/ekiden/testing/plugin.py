@@ -1,0 +1,1 @@
+"""The pytest plugin: apps on throw-away brokers, and workers for them."""

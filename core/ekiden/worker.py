@@ -1,0 +1,525 @@
+"""One worker process: receives, decides what may start, hands out, stops.
+
+Threads, and what each owns:
+
+    receiver      the thread that calls ``Worker.run``: claims deliveries, decides which may start, hands them out
+    runner        ``--threads`` threads for ``def`` bodies, and one event loop for ``async def`` ones
+    settler       stores results, settles and releases deliveries in batches, renews leases
+    control       listens for what apps tell workers, such as to end a task
+
+A delivery becomes a Job. ``_held`` has every job that is not settled: the receiver adds, the settler removes, and
+everything in it has its lease renewed. Nothing is held that will not start shortly: how many deliveries are in hand
+follows how fast they are worked off.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from ekiden import hooks
+from ekiden.app import Ekiden, target_of
+from ekiden.codec import decode_call, failure_record
+from ekiden.control import CONTROL_TOPIC, Revocation, read_control_message, revocations
+from ekiden.errors import (
+    BackendError,
+    ConfigurationError,
+    MessageError,
+    NewerFormat,
+    NotRegistered,
+    TransportError,
+    WorkerLostError,
+)
+from ekiden.execution import AlreadyEnded, Expired, Outcome, Postponed, Request, Revoked, SecondCopy, Unprocessable
+from ekiden.job import Job
+from ekiden.message import DEAD_SUFFIX, Delivery
+from ekiden.options import Policy
+from ekiden.plan import WorkerOptions
+from ekiden.ratelimit import RateLimiter
+from ekiden.results import Backend, BeginOutcome, Start
+from ekiden.runner import Runner
+from ekiden.settler import Settler
+from ekiden.signature import Call
+from ekiden.transport import Consumer, Listener
+
+logger = logging.getLogger("ekiden.worker")
+
+_RECEIVE_SECONDS = 1.0
+_BURST_RECEIVE_SECONDS = 0.1
+_NO_ROOM_SECONDS = 0.25
+_IN_HAND_SECONDS = 0.1
+_WAITED_TOO_LONG_SECONDS = 0.5
+_RATE_WINDOW_SECONDS = 0.02
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_TICK_SECONDS = 1.0
+_UNKNOWN_TASK_DELAY_SECONDS = 5.0
+_AT_ONCE_SECONDS = 1.0
+_BYTES_PER_MB = 1_000_000
+
+_numbers = itertools.count(1)
+
+
+class Worker:
+    """Works for one app until it is stopped. ``run`` blocks; ``stop`` may be called by any thread or signal handler."""
+
+    def __init__(self, app: Ekiden, options: WorkerOptions) -> None:
+        conf = app.conf
+        self._app = app
+        self._options = options
+        self.queues = tuple(options.queues or conf.worker_queues or app.queues())
+        self.name = options.name or f"{socket.gethostname()}:{os.getpid()}:{next(_numbers)}"
+        self.lease = options.lease or conf.lease
+        self.threads = options.threads or conf.worker_threads
+        self.async_concurrency = options.async_concurrency or conf.worker_async_concurrency
+        self.prefetch = max(options.prefetch or conf.worker_prefetch, self.threads)
+        self.grace = conf.worker_grace if options.grace is None else options.grace
+        if options.pool is not None:
+            conf.worker_pool = options.pool  # type: ignore[assignment]  # checked on assignment
+        self._check_queues()
+        self._target = target_of(app)
+        self._policies = {name: app.policy(task) for name, task in app.tasks.items()}
+        self._check_policies()
+        self._held: dict[int, Job] = {}
+        self._room = threading.Event()
+        self._stopping = threading.Event()
+        self._at_once = threading.Event()
+        self.ready = threading.Event()
+        self.recycled = False
+        self._settler: Settler | None = None
+        self._consumer: Consumer | None = None
+        self._rate = 0.0
+        self._rate_measured_at = 0.0
+        self._rate_measured_count = 0
+        self._ticked_at = 0.0
+        self.last_tick = time.monotonic()
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Claim no more, give back what has not started, let the rest finish within the grace; ``at_once`` without it."""
+        if at_once:
+            self._at_once.set()
+        self._stopping.set()
+        self._room.set()
+        if self._consumer is not None:
+            self._consumer.stop()
+
+    def run(self) -> bool:
+        """Work until stopped. False if a body was still running when the grace was over.
+
+        Raises ConfigurationError for what cannot work, BrokerUnavailable when the broker cannot be reached at start.
+        """
+        app = self._app
+        backend = app.opened_backend() if app.stores_results() else None
+        self._consumer = consumer = app.opened_transport().consumer(
+            self.queues, lease=self.lease, prefetch=self.prefetch, name=self.name, strict=self._options.strict
+        )
+        self._settler = settler = Settler(
+            app,
+            consumer,
+            backend,
+            held=self._held,
+            name=self.name,
+            lease=self.lease,
+            progressed=self._room.set,
+            tick=self._tick,
+        )
+        runner = Runner(
+            app,
+            name=self.name,
+            threads=self.threads,
+            async_concurrency=self.async_concurrency,
+            target=self._target,
+            settle_first=settler.settle_first,
+            started=settler.started,
+            ended=settler.end,
+        )
+        ears = _Ears(app, backend, self._held, runner)
+        settler.start()
+        runner.start()
+        ears.start()
+        receiver = _Receiver(self, app, consumer, backend, settler, runner, self._policies)
+        hooks.worker_ready.send(self.name)
+        self.ready.set()
+        logger.info("%s is ready: queues %s, %d threads", self.name, ", ".join(self.queues), self.threads)
+        try:
+            receiver.run()
+        finally:
+            clean = self._wind_up(consumer, settler, runner, ears)
+        return clean
+
+    # Called by the receiver.
+
+    def is_stopping(self) -> bool:
+        """Whether no more is to be claimed."""
+        return self._stopping.is_set()
+
+    def wait_for_room(self, seconds: float) -> None:
+        """Wait until something has ended, at most ``seconds``."""
+        self._room.wait(seconds)
+        self._room.clear()
+
+    def wanted_in_hand(self, settler: Settler) -> int:
+        """How many deliveries are to be in hand: what will start within a tenth of a second, and one for each thread."""
+        now = time.monotonic()
+        elapsed = now - self._rate_measured_at
+        if elapsed >= _RATE_WINDOW_SECONDS:
+            self._rate = 0.5 * self._rate + 0.5 * (settler.ended - self._rate_measured_count) / elapsed
+            self._rate_measured_at = now
+            self._rate_measured_count = settler.ended
+        wanted = self.threads + int(self._rate * _IN_HAND_SECONDS)
+        return min(wanted, self.prefetch)
+
+    def is_burst(self) -> bool:
+        """Whether to end when nothing is left."""
+        return self._options.burst
+
+    # Starting and stopping.
+
+    def _check_queues(self) -> None:
+        for queue in self.queues:
+            if queue.endswith(DEAD_SUFFIX):
+                raise ConfigurationError(
+                    f"{queue} holds dead letters, which no worker runs; `ekiden dead retry` sends them back."
+                )
+
+    def _check_policies(self) -> None:
+        """Refuse, at start, limits that cannot be kept here."""
+        for name, policy in self._policies.items():
+            task = self._app.tasks[name]
+            if task.is_async or self._target is not None:
+                continue
+            if policy.pool == "process" or policy.time_limit is not None:
+                raise ConfigurationError(
+                    f"task {name} needs a process of its own (time_limit or pool='process'), and such a process has to "
+                    "import the app: define the app at the top level of a module."
+                )
+
+    def _tick(self) -> None:
+        """Called often by the settler: whether it is time to be replaced. Cheap."""
+        now = time.monotonic()
+        self.last_tick = now
+        if now - self._ticked_at < _TICK_SECONDS and self._options.max_tasks is None:
+            return
+        self._ticked_at = now
+        assert self._settler is not None
+        too_many = self._options.max_tasks is not None and self._settler.ended >= self._options.max_tasks
+        limit = self._options.max_memory_mb
+        if not self._stopping.is_set() and (too_many or (limit is not None and memory_bytes() > limit * _BYTES_PER_MB)):
+            self.recycled = True
+            logger.info("%s ends to be replaced: %s", self.name, "enough tasks" if too_many else "enough memory")
+            self.stop()
+
+    def _wind_up(self, consumer: Consumer, settler: Settler, runner: Runner, ears: _Ears) -> bool:
+        hooks.worker_shutting_down.send(self.name)
+        consumer.stop()
+        ears.close()
+        settler.give_back(runner.take_back())
+        clean = self._wait_for_bodies(settler)
+        clean = runner.close(0.0 if not clean or self._at_once.is_set() else _AT_ONCE_SECONDS) and clean
+        settler.close()
+        consumer.close()
+        logger.info("%s has stopped%s", self.name, "" if clean else "; tasks that were running come back")
+        return clean
+
+    def _wait_for_bodies(self, settler: Settler) -> bool:
+        deadline = time.monotonic() + self.grace
+        while settler.unfinished() > 0 and not self._at_once.is_set():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self.wait_for_room(min(left, _NO_ROOM_SECONDS))
+        return settler.unfinished() <= 0
+
+
+class _Receiver:
+    """Claims, decides what may start, hands out. Everything in the receiving thread."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        app: Ekiden,
+        consumer: Consumer,
+        backend: Backend | None,
+        settler: Settler,
+        runner: Runner,
+        policies: dict[str, Policy],
+    ) -> None:
+        self._worker = worker
+        self._app = app
+        self._consumer = consumer
+        self._backend = backend if backend is not None and backend.stores else None
+        self._settler = settler
+        self._runner = runner
+        self._policies = policies
+        self._rates = RateLimiter(backend)
+        self._held = worker._held
+        self._pause = 0.0
+
+    def run(self) -> None:
+        """Until the worker is to stop, or, in a burst, nothing is left."""
+        worker = self._worker
+        wait = _BURST_RECEIVE_SECONDS if worker.is_burst() else _RECEIVE_SECONDS
+        while not worker.is_stopping():
+            room = self._room()
+            if room <= 0:
+                worker.wait_for_room(_NO_ROOM_SECONDS)
+                self._give_back_what_waits_too_long()
+                continue
+            try:
+                deliveries = self._consumer.receive(room, wait)
+            except TransportError as error:
+                self._pause_after(error)
+                continue
+            self._pause = 0.0
+            if deliveries:
+                self._take(deliveries)
+            elif worker.is_burst() and self._nothing_left():
+                return
+
+    def _room(self) -> int:
+        if self._settler.in_trouble:
+            return 0
+        wanted = self._worker.wanted_in_hand(self._settler)
+        return min(wanted - self._settler.unfinished(), self._worker.prefetch - len(self._held))
+
+    def _pause_after(self, error: TransportError) -> None:
+        self._pause = min(self._pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+        logger.warning("nothing could be received; tried again in %.1f s: %s", self._pause, error)
+        self._worker.wait_for_room(self._pause)
+
+    def _nothing_left(self) -> bool:
+        if self._held:
+            return False
+        transport = self._app.opened_transport()
+        return not any(transport.depth(queue).ready for queue in self._worker.queues)
+
+    def _give_back_what_waits_too_long(self) -> None:
+        """Tasks have become slow: somebody else may start sooner what has waited here for long."""
+        oldest = time.monotonic() - _WAITED_TOO_LONG_SECONDS
+        jobs = self._runner.take_back()
+        young = [job for job in jobs if job.taken > oldest]
+        self._settler.give_back([job for job in jobs if job.taken <= oldest])
+        self._runner.submit(young)
+
+    # One batch of deliveries.
+
+    def _take(self, deliveries: Sequence[Delivery]) -> None:
+        now, taken = time.time(), time.monotonic()
+        jobs = [self._job(delivery, now, taken) for delivery in deliveries]
+        for job in jobs:
+            self._held[id(job)] = job
+        try:
+            self._ask_backend([job for job in jobs if job.outcome is None], now)
+            self._limit_rates([job for job in jobs if job.outcome is None], now)
+        except BackendError as error:
+            self._settler.give_back([job for job in jobs if job.outcome is None])
+            self._pause_after(TransportError(str(error)))
+            jobs = [job for job in jobs if job.outcome is not None]
+        starting = []
+        for job in jobs:
+            if job.outcome is None:
+                starting.append(job)
+            else:
+                self._settler.end(job)
+        self._runner.submit(starting)
+
+    def _job(self, delivery: Delivery, now: float, taken: float) -> Job:
+        """Read a delivery; ``outcome`` is set where that alone says that it is not to run."""
+        message = delivery.message
+        try:
+            call = decode_call(message.body, message.headers)
+        except NewerFormat as error:
+            return Job(delivery, taken=taken, outcome=self._of_newer_format(delivery, error))
+        except MessageError as error:
+            return Job(delivery, taken=taken, outcome=Unprocessable(failure_record(error, None)))
+        task = self._app.find_task(call.task)
+        if task is None:
+            return Job(delivery, taken=taken, call=call, outcome=self._of_unknown_task(call, now))
+        policy = self._policies.get(call.task)
+        if policy is None:
+            policy = self._policies[call.task] = self._app.policy(task)
+        request = Request(call, message.queue, message.priority, delivery.attempt, message.headers, self._worker.name)
+        job = Job(delivery, taken=taken, call=call, task=task, policy=policy, request=request)
+        if call.expires is not None and call.expires <= now:
+            job.outcome = Expired()
+        elif delivery.attempt > policy.max_deliveries:
+            error = WorkerLostError(
+                f"handed out {policy.max_deliveries} times, and each time the worker that had it died before it ended"
+            )
+            job.outcome = Unprocessable(failure_record(error, None))
+        return job
+
+    def _of_newer_format(self, delivery: Delivery, error: NewerFormat) -> Outcome:
+        sent = message_time(delivery.message.id)
+        if sent is not None and time.time() - sent < self._app.conf.unknown_task_grace:
+            return Postponed(_UNKNOWN_TASK_DELAY_SECONDS, str(error))
+        return Unprocessable(failure_record(error, None))
+
+    def _of_unknown_task(self, call: Call, now: float) -> Outcome:
+        known = ", ".join(sorted(self._app.tasks)[:20]) or "none"
+        text = f"{call.task} is not a task of this worker, which knows {known}; import its module, or add it to include"
+        grace = self._app.conf.unknown_task_grace
+        if now - call.sent < grace:
+            logger.warning("%s[%s] waits, for %.0f s at most: %s", call.task, call.id, grace - (now - call.sent), text)
+            return Postponed(min(_UNKNOWN_TASK_DELAY_SECONDS, max(0.1, grace / 10)), text)
+        return Unprocessable(failure_record(NotRegistered(text), None))
+
+    def _ask_backend(self, jobs: list[Job], now: float) -> None:
+        """What is revoked, and, for what may be a second copy, whether it has begun or ended elsewhere."""
+        if self._backend is None or not jobs:
+            return
+        revoked = revocations(self._backend, [_call(job).id for job in jobs])
+        for job in jobs:
+            if _call(job).id in revoked:
+                job.outcome = Revoked()
+                _signal_revoked(job, terminated=False)
+        fenced = [job for job in jobs if job.outcome is None and (_call(job).fenced or job.delivery.attempt > 1)]
+        if not fenced:
+            return
+        expires = self._app.conf.result_expires
+        begun = self._backend.begin(
+            [Start(_call(job).id, _call(job).retries, job.delivery.message.id, expires) for job in fenced]
+        )
+        for job, answer in zip(fenced, begun, strict=True):
+            if answer.outcome is BeginOutcome.SECOND_COPY:
+                job.outcome = SecondCopy()
+            elif answer.outcome is BeginOutcome.ENDED and answer.result is not None:
+                job.outcome = AlreadyEnded(answer.result.state, answer.result.body)
+
+    def _limit_rates(self, jobs: list[Job], now: float) -> None:
+        limited: dict[str, list[Job]] = {}
+        for job in jobs:
+            if job.policy is not None and job.policy.rate is not None:
+                limited.setdefault(_call(job).task, []).append(job)
+        for name, group in limited.items():
+            rate = self._policies[name].rate
+            assert rate is not None
+            for job, wait in zip(group, self._rates.take(name, rate, len(group), now), strict=True):
+                if wait > 0:
+                    job.outcome = Postponed(wait, "its rate limit")
+
+
+class _Ears:
+    """The control thread: hears what apps tell workers. Lost broadcasts cost nothing but time: records decide."""
+
+    def __init__(self, app: Ekiden, backend: Backend | None, held: dict[int, Job], runner: Runner) -> None:
+        self._app = app
+        self._backend = backend
+        self._held = held
+        self._runner = runner
+        self._closed = False
+        self._listener: Listener | None = None
+        self._thread = threading.Thread(target=self._run, name="ekiden-control", daemon=True)
+
+    def start(self) -> None:
+        """Subscribe, and listen in the thread. Nothing to do where nothing can be revoked."""
+        if self._backend is not None and self._backend.stores:
+            self._listener = self._app.opened_transport().listen(CONTROL_TOPIC)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Unsubscribe, and end the thread."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.close()
+            self._thread.join()
+
+    def _run(self) -> None:
+        assert self._listener is not None and self._backend is not None
+        pause = threading.Event()
+        while not self._closed:
+            try:
+                for payload in self._listener.receive(60.0):
+                    message = read_control_message(payload)
+                    if message is not None and message.revoked:
+                        self._terminate(revocations(self._backend, message.revoked))
+            except (TransportError, BackendError) as error:
+                if not self._closed:
+                    logger.warning("what apps tell workers could not be heard: %s", error)
+                    pause.wait(1.0)
+
+    def _terminate(self, revoked: dict[str, Revocation]) -> None:
+        for job in list(self._held.values()):
+            if job.call is not None and job.call.id in revoked and revoked[job.call.id].terminate:
+                logger.info("%s is terminated: it was revoked", job)
+                self._runner.terminate(job)
+                _signal_revoked(job, terminated=True)
+
+
+class InProcessWorker:
+    """A worker in a thread of this process: ``with app.worker(): ...``. Made for tests and small programs."""
+
+    def __init__(self, app: Ekiden, **options: object) -> None:
+        self._app = app
+        try:
+            app.load_tasks()
+            self.worker = Worker(app, WorkerOptions(**options))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ConfigurationError(f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}.") from None
+        self._thread = threading.Thread(target=self._run, name="ekiden-worker", daemon=True)
+        self._error: BaseException | None = None
+
+    def start(self) -> Self:
+        """Start it, and return when it receives. Raises what kept it from starting."""
+        self._thread.start()
+        while not self.worker.ready.wait(0.05):
+            if not self._thread.is_alive():
+                break
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop it, and return when it has stopped. Raises what made it fail, if something did."""
+        self.worker.stop(at_once=at_once)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that starts or stops the worker
+            self._error = error
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def message_time(message_id: str) -> float | None:
+    """When a message was made (seconds since the epoch), as far as its id tells."""
+    try:
+        return int(message_id[:12], 16) / 1000
+    except ValueError:
+        return None
+
+
+def memory_bytes() -> int:
+    """How much memory this process has resident, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _call(job: Job) -> Call:
+    assert job.call is not None
+    return job.call
+
+
+def _signal_revoked(job: Job, *, terminated: bool) -> None:
+    if hooks.task_revoked.receivers:
+        hooks.task_revoked.send(job.task, request=job.request, terminated=terminated, expired=False)

@@ -1,0 +1,99 @@
+"""The program of one worker process: ``python -m ekiden.worker_process``, started by the supervisor.
+
+Standard input is a pipe from the supervisor. The first line is the plan, as JSON; when the pipe closes the supervisor
+is gone, and this process drains and ends. SIGTERM drains, a second one ends at once, SIGINT is ignored: a Ctrl-C
+reaches the whole group of processes, and only the supervisor decides what it means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from ekiden.app import load_app
+from ekiden.errors import ConfigurationError, EkidenError
+from ekiden.logs import configure_logging
+from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan
+from ekiden.worker import Worker
+
+logger = logging.getLogger("ekiden.worker")
+
+_BEAT_SECONDS = 1.0
+_FRESH_SECONDS = 30.0
+
+
+def main() -> None:
+    """Work as planned; the exit status says why it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
+    configure_logging(plan.log_level, plan.log_format)
+    try:
+        app = load_app(plan.target)
+        worker = Worker(app, plan.options)
+    except EkidenError as error:
+        _say(plan.target, error)
+        sys.exit(EXIT_UNUSABLE)
+    _obey(worker)
+    if plan.beat_file is not None:
+        _beat(worker, plan.beat_file)
+    try:
+        clean = worker.run()
+    except ConfigurationError as error:
+        _say(plan.target, error)
+        sys.exit(EXIT_UNUSABLE)
+    except EkidenError as error:
+        logger.error("%s", error)
+        sys.exit(1)
+    finally:
+        logging.shutdown()
+    if not clean:
+        # A body still runs in a thread that cannot be ended; its message has been given back.
+        os._exit(EXIT_UNCLEAN)
+    app.close()
+    sys.exit(EXIT_REPLACE if worker.recycled else EXIT_DONE)
+
+
+def _say(target: str, error: EkidenError) -> None:
+    print(f"ekiden worker {target}: {error}", file=sys.stderr)
+
+
+def _obey(worker: Worker) -> None:
+    """Stop when told to by a signal, or when the supervisor is gone."""
+
+    def on_term(_number: int, _frame: FrameType | None) -> None:
+        worker.stop(at_once=worker.is_stopping())
+
+    signal.signal(signal.SIGTERM, on_term)
+
+    def watch_supervisor() -> None:
+        while os.read(0, 1024):
+            continue
+        if not worker.is_stopping():
+            logger.warning("the supervisor is gone; %s drains and ends", worker.name)
+            worker.stop()
+
+    threading.Thread(target=watch_supervisor, name="ekiden-supervisor-watch", daemon=True).start()
+
+
+def _beat(worker: Worker, path: str) -> None:
+    """Touch a file for as long as the worker's settler is alive, so that the supervisor can tell."""
+
+    def beat() -> None:
+        pause = threading.Event()
+        while not pause.wait(_BEAT_SECONDS):
+            if time.monotonic() - worker.last_tick < _FRESH_SECONDS:
+                Path(path).touch()
+
+    threading.Thread(target=beat, name="ekiden-beat", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
