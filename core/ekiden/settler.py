@@ -232,6 +232,7 @@ class Settler:
             self._pause = 0.0
             self._try_at = 0.0
             self.in_trouble = False
+            self._progressed()
 
     def _trouble(self, error: EkidenError) -> None:
         self.in_trouble = True
