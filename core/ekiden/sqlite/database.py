@@ -12,9 +12,10 @@ What always holds:
   emptied.
 - **Nobody opens or closes the file beside SQLite.** Closing any descriptor of it drops every lock this process has on
   it. Looking at it (``os.stat``) is safe.
-- **One process checkpoints at a time**, holding ``<file>-checkpoint.lock``, only when the WAL has grown by
-  ``WAL_LIMIT_BYTES`` or when idle, and in TRUNCATE mode, which keeps writers out meanwhile. SQLite before 3.51.3 can
-  lose pages when a checkpoint begins shortly after another one while somebody commits.
+- **One process checkpoints at a time**, holding ``<file>-checkpoint.lock``, not soon after another one did, and in
+  RESTART or TRUNCATE mode, which keep writers out meanwhile: SQLite before 3.51.3 can lose pages when a checkpoint
+  begins shortly after another one while somebody commits. Each process does so when it has itself written about
+  ``WAL_PAGES``; the idle ones also shorten the WAL file, which costs the next writers a fifth of their speed.
 - **No connection crosses a fork.** SQLite keeps one list of open files per process; a child inherits it and believes
   to hold locks that it does not: rows committed through a *new* connection in the child are lost when the parent
   closes its own. So both connections are closed before a fork and opened again, by parent and child, when needed.
@@ -44,9 +45,17 @@ except ImportError:  # Windows: each connection checkpoints by itself, as SQLite
 else:
     _HAS_FLOCK = True
 
-WAL_LIMIT_BYTES = 4 * 1024 * 1024
+WAL_PAGES = 1000
+PAGES_OF_A_COMMIT, ROWS_OF_A_PAGE = 4, 2
+"""A commit of one row writes some four pages; a batch about one more for every two rows."""
+
+WAL_LIMIT_BYTES = 64 * 1024 * 1024
+"""The WAL of large messages is shortened before it exceeds this by much."""
+
+WAL_LOOK_SECONDS = 0.1
 CHECKPOINT_WAITS_MS = 1000
-WAL_LOOK_SECONDS = 0.02
+CHECKPOINT_EVERY_SECONDS = 0.05
+WAL_IDLE_SECONDS = 3.0
 VACUUM_PAGES = 1000
 """Pages given back to the file system at a time, and how many must be free before any are."""
 
@@ -90,6 +99,7 @@ class Database:
         self._refused = refused
         self._transaction = _Transaction(self)
         self._look_at_wal = 0.0
+        self._pages = self._changes = 0
         self._inherited = False
         self._start()
         self._close_before_forks()
@@ -110,13 +120,7 @@ class Database:
             if self._reader is not None:
                 return self._fetch(self._reader, statement, parameters)
         with self._writing, self._reading:
-            try:
-                # The writer comes first: it makes the file and its tables.
-                self._writer = self._writer or self._open_writer()
-                self._reader = self._reader or self._open_reader()
-            except sqlite3.Error as error:
-                self._raise(error)
-            return self._fetch(self._reader, statement, parameters)
+            return self._fetch(self._opened_reader(), statement, parameters)
 
     def data_version(self) -> int:
         """A number that differs from the last one when any connection but the reader has committed since."""
@@ -124,17 +128,18 @@ class Database:
         return version
 
     def tidy(self) -> None:
-        """When nothing else is to do: empty the WAL, and give free pages back to the file system."""
+        """When nobody writes: empty the WAL, and give free pages back to the file system."""
+        size, changed = self._wal()
+        if size == 0 or time.time() - changed < WAL_IDLE_SECONDS:
+            return
         with self._writing:
             writer = self._writer
-            if writer is None or self._wal_size() == 0:
+            if writer is None:
                 return
-            try:
+            with contextlib.suppress(sqlite3.Error):  # whoever writes next meets the same trouble, and can be told
                 if writer.execute("PRAGMA freelist_count").fetchone()[0] > VACUUM_PAGES:
                     writer.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-                self._checkpoint(writer)
-            except sqlite3.Error as error:
-                self._raise(error)
+            self._checkpoint(writer, "TRUNCATE")
 
     def close(self) -> None:
         """Close both connections; the next call opens them again."""
@@ -170,14 +175,15 @@ class Database:
         try:
             if error is None:
                 connection.execute("COMMIT")
-                if time.monotonic() >= self._look_at_wal:
-                    self._checkpoint_when_grown(connection)
+                self._note_commit(connection)
         except sqlite3.Error as failed:
             error = failed
         finally:
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):  # a disk that fails has rolled it back already
                     connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error) and _code_of(error) == sqlite3.SQLITE_FULL:
+                self._checkpoint(connection, "RESTART")  # so that deleting finds room in the WAL
             self._writing.release()
         if isinstance(error, sqlite3.Error):
             self._raise(error)
@@ -189,7 +195,7 @@ class Database:
                 connection.execute(statement)
                 return
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                if _code_of(error) != sqlite3.SQLITE_BUSY:
                     raise
                 give_up = give_up or time.monotonic() + self._busy_timeout
                 if time.monotonic() >= give_up:
@@ -198,23 +204,36 @@ class Database:
 
     # Checkpoints.
 
-    def _wal_size(self) -> int:
+    def _wal(self) -> tuple[int, float]:
+        """The size of the WAL file, and when it was last written."""
         try:
-            return os.stat(f"{self.path}-wal").st_size
+            found = os.stat(f"{self.path}-wal")
         except OSError:
-            return 0
+            return 0, 0.0
+        return found.st_size, found.st_mtime
 
-    def _checkpoint_when_grown(self, writer: sqlite3.Connection) -> None:
-        self._look_at_wal = time.monotonic() + WAL_LOOK_SECONDS
-        if _HAS_FLOCK and self._wal_size() >= WAL_LIMIT_BYTES:
-            self._checkpoint(writer)
+    def _note_commit(self, writer: sqlite3.Connection) -> None:
+        """Checkpoint when this process has written enough since it last did."""
+        changes = writer.total_changes
+        self._pages += PAGES_OF_A_COMMIT + (changes - self._changes) // ROWS_OF_A_PAGE
+        self._changes = changes
+        if self._pages >= WAL_PAGES:
+            self._checkpoint(writer, "RESTART")
+        elif time.monotonic() >= self._look_at_wal:
+            self._look_at_wal = time.monotonic() + WAL_LOOK_SECONDS
+            if self._wal()[0] >= WAL_LIMIT_BYTES:
+                self._checkpoint(writer, "TRUNCATE")
 
-    def _checkpoint(self, writer: sqlite3.Connection) -> None:
+    def _checkpoint(self, writer: sqlite3.Connection, mode: Literal["RESTART", "TRUNCATE"]) -> None:
+        if not _HAS_FLOCK:
+            return
         with _sole_checkpointer(f"{self.path}-checkpoint.lock") as sole:
             if sole:
-                # With no time to wait it would go on without keeping the writers out.
-                writer.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAITS_MS}")
-                writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._pages = 0
+                with contextlib.suppress(sqlite3.Error):  # what was committed is safe in the WAL
+                    # With no time to wait it would go on without keeping the writers out.
+                    writer.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAITS_MS}")
+                    writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
                 writer.execute("PRAGMA busy_timeout=0")
 
     # Opening and closing.
@@ -244,14 +263,17 @@ class Database:
             raise
         return writer
 
-    def _open_reader(self) -> sqlite3.Connection:
-        reader = self._connect()
-        try:
-            reader.execute("PRAGMA query_only=ON")
-        except BaseException:
-            reader.close()
-            raise
-        return reader
+    def _opened_reader(self) -> sqlite3.Connection:
+        """The caller holds both locks."""
+        if self._reader is None:
+            try:
+                if self._writer is None:
+                    self._writer = self._open_writer()  # makes the file and its tables
+                self._reader = self._connect()
+                self._reader.execute("PRAGMA query_only=ON")
+            except sqlite3.Error as error:
+                self._raise(error)
+        return self._reader
 
     def _fetch(self, reader: sqlite3.Connection, statement: str, parameters: Sequence[Any]) -> list[Any]:
         try:
@@ -339,9 +361,7 @@ class Database:
             lock.release()
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
-        # Errors of the module itself (a value that cannot be bound) carry no code.
-        code = getattr(error, "sqlite_errorcode", None)
-        again, meaning = _MEANING.get((code or 0) & 0xFF, (False, ""))
+        again, meaning = _MEANING.get(_code_of(error), (False, ""))
         kind = self._unavailable if again else self._refused
         raise kind(f"sqlite:///{self.path}: {meaning or 'SQLite refused'} ({error}).") from error
 
@@ -364,6 +384,12 @@ class _Transaction:
         self._database.end(self._connection, error)
 
 
+def _code_of(error: sqlite3.Error) -> int:
+    """SQLite's primary code; 0 for the module's own errors (a value that cannot be bound)."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
 def _make_private(path: str) -> None:
     """Make an empty file that only its owner may read, if there is none yet.
 
@@ -382,10 +408,7 @@ def _make_private(path: str) -> None:
 
 @contextlib.contextmanager
 def _sole_checkpointer(path: str) -> Iterator[bool]:
-    """Whether nobody else on this host is at it; until the end of the ``with``, nobody else will be."""
-    if not _HAS_FLOCK:
-        yield True
-        return
+    """Whether nobody on this host is at it or was just now; until the end of the ``with``, nobody else will be."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -397,7 +420,12 @@ def _sole_checkpointer(path: str) -> Iterator[bool]:
         except OSError:
             yield False
             return
-        yield True
+        last = os.fstat(descriptor)
+        # A new file was never written to: nobody has checkpointed yet.
+        sole = last.st_size == 0 or not 0 <= time.time() - last.st_mtime < CHECKPOINT_EVERY_SECONDS
+        yield sole
+        if sole:
+            os.pwrite(descriptor, b"!", 0)  # its time is that of the last checkpoint
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)

@@ -55,7 +55,7 @@ class Waits:
         with self._lock:
             if self._closed:
                 return []
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._start()
             now = time.monotonic()
             new = [task_id for task_id in wait.ids if task_id not in self._pending]
