@@ -15,7 +15,7 @@ What always holds:
 - **One process checkpoints at a time**, holding ``<file>-checkpoint.lock``, not soon after another one did, and in
   RESTART or TRUNCATE mode, which keep writers out meanwhile: SQLite before 3.51.3 can lose pages when a checkpoint
   begins shortly after another one while somebody commits. Each process does so when it has itself written about
-  ``WAL_PAGES``; the idle ones also shorten the WAL file, which costs the next writers a fifth of their speed.
+  ``WAL_PAGES``; the idle ones also shorten the WAL file, which costs those who write next a fifth of their speed.
 - **No connection crosses a fork.** SQLite keeps one list of open files per process; a child inherits it and believes
   to hold locks that it does not: rows committed through a *new* connection in the child are lost when the parent
   closes its own. So both connections are closed before a fork and opened again, by parent and child, when needed.
@@ -53,7 +53,10 @@ WAL_LIMIT_BYTES = 64 * 1024 * 1024
 """The WAL of large messages is shortened before it exceeds this by much."""
 
 WAL_LOOK_SECONDS = 0.1
-CHECKPOINT_WAITS_MS = 1000
+CHECKPOINT_WAITS_MS = 250
+LONGEST_BACKOFF = 64
+"""Somebody who reads for long stops every checkpoint; trying each time would stop all writers each time."""
+
 CHECKPOINT_EVERY_SECONDS = 0.05
 WAL_IDLE_SECONDS = 3.0
 VACUUM_PAGES = 1000
@@ -100,6 +103,7 @@ class Database:
         self._transaction = _Transaction(self)
         self._look_at_wal = 0.0
         self._pages = self._changes = 0
+        self._backoff = 1
         self._inherited = False
         self._start()
         self._close_before_forks()
@@ -138,7 +142,8 @@ class Database:
                 return
             with contextlib.suppress(sqlite3.Error):  # whoever writes next meets the same trouble, and can be told
                 if writer.execute("PRAGMA freelist_count").fetchone()[0] > VACUUM_PAGES:
-                    writer.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+                    # One step gives back one page, and only executescript() goes on stepping.
+                    writer.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             self._checkpoint(writer, "TRUNCATE")
 
     def close(self) -> None:
@@ -217,11 +222,11 @@ class Database:
         changes = writer.total_changes
         self._pages += PAGES_OF_A_COMMIT + (changes - self._changes) // ROWS_OF_A_PAGE
         self._changes = changes
-        if self._pages >= WAL_PAGES:
+        if self._pages >= WAL_PAGES * self._backoff:
             self._checkpoint(writer, "RESTART")
         elif time.monotonic() >= self._look_at_wal:
             self._look_at_wal = time.monotonic() + WAL_LOOK_SECONDS
-            if self._wal()[0] >= WAL_LIMIT_BYTES:
+            if self._wal()[0] >= WAL_LIMIT_BYTES * self._backoff:
                 self._checkpoint(writer, "TRUNCATE")
 
     def _checkpoint(self, writer: sqlite3.Connection, mode: Literal["RESTART", "TRUNCATE"]) -> None:
@@ -233,7 +238,8 @@ class Database:
                 with contextlib.suppress(sqlite3.Error):  # what was committed is safe in the WAL
                     # With no time to wait it would go on without keeping the writers out.
                     writer.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAITS_MS}")
-                    writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+                    (stopped, _, _) = writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                    self._backoff = min(self._backoff * 2, LONGEST_BACKOFF) if stopped else 1
                 writer.execute("PRAGMA busy_timeout=0")
 
     # Opening and closing.
