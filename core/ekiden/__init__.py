@@ -14,7 +14,7 @@
 """
 
 from ekiden import errors, signals
-from ekiden.app import Ekiden, TaskSet, shared_task
+from ekiden.app import Ekiden
 from ekiden.errors import (
     ConfigurationError,
     EkidenError,
@@ -29,6 +29,7 @@ from ekiden.results import AsyncResult
 from ekiden.signature import Signature
 from ekiden.states import State
 from ekiden.task import Task
+from ekiden.taskset import TaskSet, shared_task
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 import threading
@@ -21,8 +20,8 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType, MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from types import MappingProxyType, ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -31,13 +30,20 @@ from ekiden.codec import decode_call
 from ekiden.errors import ConfigurationError, MisuseError, NotRegistered
 from ekiden.execution import Context, Request, run, run_async, running, verdict
 from ekiden.message import DEAD_SUFFIX, Delivery, Message
+from ekiden.modules import (
+    import_module,
+    import_object,
+    import_related,
+    project_root,
+    public_values,
+    real_module_name,
+)
 from ekiden.options import (
     ENVIRONMENT_PREFIX,
     Policy,
     Sending,
     Settings,
     checked_setting,
-    declared_options,
     merge,
     policy,
     read_route,
@@ -46,122 +52,14 @@ from ekiden.options import (
 from ekiden.publisher import Publisher
 from ekiden.results import AsyncResult, Backend, StoredResult
 from ekiden.signature import Signature
-from ekiden.task import AsyncTask, Task, TaskApp, call_options, compose, options_of, send
+from ekiden.task import Task, TaskApp, call_options, compose, options_of, send
+from ekiden.taskset import TaskSet, shared_task
 from ekiden.transport import Transport
 from ekiden.urls import BrokerURL, parse_url
 
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
     from ekiden.worker import InProcessWorker
-
-P = ParamSpec("P")
-R = TypeVar("R")
-CustomTask = TypeVar("CustomTask", bound=Task[..., Any])
-
-
-class TaskSet:
-    """Tasks that belong to no app until apps include them: ``app.include_tasks(tasks)``.
-
-    A task is sent through the one app that included its set; it is an error when none did, or several.
-    """
-
-    def __init__(self, name: str = "tasks") -> None:
-        self.name = name
-        self._tasks: dict[str, Task[..., Any]] = {}
-        self._apps: weakref.WeakSet[Ekiden] = weakref.WeakSet()
-
-    def __repr__(self) -> str:
-        return f"<TaskSet {self.name}: {len(self._tasks)} tasks>"
-
-    @property
-    def tasks(self) -> Mapping[str, Task[..., Any]]:
-        """The tasks by name."""
-        return MappingProxyType(self._tasks)
-
-    @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-    @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
-    @overload
-    def task(self, *, base: type[CustomTask], bind: bool = ..., **options: Any) -> Callable[[Callable[..., Any]], CustomTask]: ...
-    @overload
-    def task(self, *, bind: Literal[True], **options: Any) -> _BoundDecorator: ...
-    @overload
-    def task(self, *, bind: Literal[False] = ..., **options: Any) -> _Decorator: ...
-    def task(
-        self,
-        function: Callable[..., Any] | None = None,
-        *,
-        name: str | None = None,
-        bind: bool = False,
-        base: type[Task[..., Any]] | None = None,
-        **options: Any,
-    ) -> Any:
-        """Declare a function to be a task; as ``@task`` or ``@task(...)``. Returns a Task.
-
-        ``name``: else the module's and the function's. ``bind``: the function's first parameter is the task itself.
-        ``base``: a subclass of Task. The other options are those of TaskOptions. Raises ConfigurationError for an
-        option that does not exist or fit, and for a name that another function has.
-        """
-        if function is None:
-            return lambda declared: self.task(declared, name=name, bind=bind, base=base, **options)  # type: ignore[call-overload]
-        if not isinstance(function, FunctionType) and not callable(function):
-            raise ConfigurationError(f"a task is declared on a function, not on {function!r}.")
-        task_name = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
-        declared_options_ = declared_options(task_name, options)
-        kind = base or (AsyncTask if inspect.iscoroutinefunction(function) else Task)
-        task = kind(function, name=task_name, options=declared_options_, bind=bind, find_app=self._find_app)
-        _check_where_it_runs(task)
-        self._add(task)
-        return task
-
-    def __call__(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
-        """The same as ``task``, so that ``@shared_task`` works as a decorator."""
-        return self.task(function, **options)  # type: ignore[call-overload]
-
-    def _add(self, task: Task[..., Any]) -> None:
-        there = self._tasks.get(task.name)
-        if there is not None and (there.declared_at, there.__qualname__) != (task.declared_at, task.__qualname__):
-            raise ConfigurationError(
-                f"two tasks are called {task.name!r}: {there.declared_at} and {task.declared_at}; give one of them name=."
-            )
-        self._tasks[task.name] = task
-
-    def _find_app(self, task_name: str) -> TaskApp:
-        apps = list(self._apps)
-        if len(apps) == 1:
-            return apps[0]
-        if not apps:
-            raise MisuseError(
-                f"{task_name} belongs to no app yet: call app.include_tasks() or app.autodiscover_tasks() on the app that "
-                "is to send it."
-            )
-        names = ", ".join(sorted(repr(app.name) for app in apps))
-        raise MisuseError(
-            f"{task_name} was included by several apps ({names}); say which: app.tasks[{task_name!r}].delay(...)."
-        )
-
-
-shared_task = TaskSet("shared_task")
-"""The process-wide TaskSet: ``@shared_task`` declares tasks in modules that do not know the app."""
-
-
-class _Decorator(Protocol):
-    """What ``@app.task(...)`` is for type checkers."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-class _BoundDecorator(Protocol):
-    """What ``@app.task(bind=True, ...)`` is for type checkers: the first parameter is not the caller's."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 
 
 class Control:
@@ -197,7 +95,7 @@ class Ekiden(TaskSet):
     ) -> None:
         caller = sys._getframe(1).f_globals
         super().__init__(name or str(caller.get("__name__", "ekiden")))
-        self.project_root = _project_root(caller.get("__file__"))
+        self.project_root = project_root(caller.get("__file__"))
         self.conf = Settings()
         self._read_project_settings()
         self._read_environment()
@@ -248,7 +146,7 @@ class Ekiden(TaskSet):
         for task_set in task_sets:
             if task_set not in self._included:
                 self._included.append(task_set)
-                task_set._apps.add(self)
+                task_set.included_by(self)
 
     def autodiscover_tasks(
         self, packages: Iterable[str] | Callable[[], Iterable[str]] | None = None, related_name: str = "tasks"
@@ -258,7 +156,7 @@ class Ekiden(TaskSet):
         Without ``packages``: of every installed Django app.
         """
         self.include_tasks(shared_task)
-        self._discoveries.append(lambda: _import_related(packages, related_name))
+        self._discoveries.append(lambda: import_related(packages, related_name))
 
     def load_tasks(self) -> None:
         """Import the modules of the ``include`` setting and those to be discovered. Workers and the CLI call it.
@@ -312,9 +210,7 @@ class Ekiden(TaskSet):
 
     def revoke(self, task_id: str | Sequence[str], *, terminate: bool = False) -> None:
         """Have tasks not run when a worker claims them; with ``terminate``, end those that are running."""
-        control.revoke(
-            self.opened_transport(), self.opened_backend(), task_id, terminate=terminate, now=time.time()
-        )
+        control.revoke(self.opened_transport(), self.opened_backend(), task_id, terminate=terminate, now=time.time())
 
     def return_kind(self, task_name: str | None) -> Any:
         """The type that a task's function is annotated to return, or Any."""
@@ -326,8 +222,8 @@ class Ekiden(TaskSet):
         execution = running.get()
         if execution is not None and not allow_join:
             raise MisuseError(
-                f"{execution.request.task} waits for the result of another task; tasks that do can fill a worker and wait "
-                "for ever. Link the tasks instead, or say get(allow_join=True) if the other one runs on other workers."
+                f"{execution.request.task} waits for the result of another task; tasks that do can fill a worker and "
+                "wait for ever. Link the tasks instead, or say get(allow_join=True) if the other one runs on other workers."
             )
 
     # What is opened.
@@ -479,8 +375,8 @@ class Ekiden(TaskSet):
         With ``namespace`` (such as ``"EKIDEN"``) only names that begin with it and an underscore, without that prefix.
         Raises ConfigurationError for settings that do not exist or fit.
         """
-        found = _import_object(source) if isinstance(source, str) else source
-        values = dict(found) if isinstance(found, Mapping) else _public_values(found)
+        found = import_object(source) if isinstance(source, str) else source
+        values = dict(found) if isinstance(found, Mapping) else public_values(found)
         if namespace:
             prefix = f"{namespace}_".upper()
             values = {name[len(prefix) :]: value for name, value in values.items() if name.upper().startswith(prefix)}
@@ -546,98 +442,42 @@ def load_app(target: str) -> Ekiden:
     if directory not in sys.path:
         sys.path.insert(0, directory)
     module = import_module(module_name, target)
-    if attribute:
-        found = module
-        for part in attribute.split("."):
-            found = getattr(found, part, None)
-            if found is None:
-                raise ConfigurationError(f"{target}: the module {module_name} has no {part!r}{_apps_in(module)}.")
-    else:
-        apps = [value for value in vars(module).values() if isinstance(value, Ekiden)]
-        if len(set(map(id, apps))) != 1:
-            raise ConfigurationError(f"{target}: say which app, as {module_name}:NAME{_apps_in(module)}.")
-        found = apps[0]
+    app = _app_in(module, attribute, target)
+    app.load_tasks()
+    return app
+
+
+def _app_in(module: ModuleType, attribute: str, target: str) -> Ekiden:
+    if not attribute:
+        apps = {id(value): value for value in vars(module).values() if isinstance(value, Ekiden)}
+        if len(apps) != 1:
+            raise ConfigurationError(f"{target}: say which app, as {module.__name__}:NAME{_apps_in(module)}.")
+        return next(iter(apps.values()))
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{target}: the module {module.__name__} has no {part!r}{_apps_in(module)}.")
+        found = getattr(found, part)
     if not isinstance(found, Ekiden):
         raise ConfigurationError(f"{target} is {found!r}, not an Ekiden app{_apps_in(module)}.")
-    found.load_tasks()
     return found
 
 
 def target_of(app: Ekiden) -> str | None:
     """``MODULE:APP`` under which another process can import this app, or None for one that is in no module."""
-    for module in list(sys.modules.values()):
-        if not isinstance(module, ModuleType):
-            continue
+    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    for module in modules:
         for attribute, value in list(vars(module).items()):
             if value is app:
-                name = _real_module_name(module.__name__, vars(module))
+                name = real_module_name(module.__name__, vars(module))
                 if importlib.util.find_spec(name.partition(".")[0]) is not None:
                     return f"{name}:{attribute}"
     return None
 
 
-def import_module(name: str, wanted_by: str) -> ModuleType:
-    """Import a module. Raises ConfigurationError in one sentence that says what went wrong, and where."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ConfigurationError(
-                f"{wanted_by}: there is no module {error.name!r}; it is looked for from {Path.cwd()} on."
-            ) from error
-        raise _import_failed(name, wanted_by, error) from error
-    except Exception as error:
-        raise _import_failed(name, wanted_by, error) from error
-
-
-def _import_failed(name: str, wanted_by: str, error: BaseException) -> ConfigurationError:
-    place = ""
-    frames = error.__traceback__
-    while frames is not None:
-        if "importlib" not in frames.tb_frame.f_code.co_filename and frames.tb_frame.f_code.co_filename != __file__:
-            place = f" ({frames.tb_frame.f_code.co_filename}:{frames.tb_lineno})"
-        frames = frames.tb_next
-    if isinstance(error, SyntaxError):
-        place = f" ({error.filename}:{error.lineno})"
-    text = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
-    return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {text}{place}")
-
-
 def _apps_in(module: ModuleType) -> str:
     names = sorted(name for name, value in vars(module).items() if isinstance(value, Ekiden))
     return f"; its apps: {', '.join(names)}" if names else "; it has no Ekiden app"
-
-
-def _import_object(path: str) -> object:
-    module_name, colon, attribute = path.partition(":")
-    module = import_module(module_name, f"config_from_object({path!r})")
-    return getattr(module, attribute) if colon else module
-
-
-def _public_values(source: object) -> dict[str, object]:
-    """Names of a module or class that can be settings: not private, and not something imported or defined there."""
-    names = [name for name in dir(source) if not name.startswith("_")]
-    values = {name: getattr(source, name) for name in names}
-    return {
-        name: value for name, value in values.items() if not isinstance(value, ModuleType | type) and not callable(value)
-    }
-
-
-def _import_related(packages: Iterable[str] | Callable[[], Iterable[str]] | None, related_name: str) -> None:
-    if packages is None:
-        packages = _django_apps()
-    for package in packages() if callable(packages) else packages:
-        parent = import_module(package, "autodiscover_tasks()")
-        name = f"{parent.__name__}.{related_name}"
-        if importlib.util.find_spec(name) is not None:
-            import_module(name, "autodiscover_tasks()")
-
-
-def _django_apps() -> list[str]:
-    apps = import_module("django.apps", "autodiscover_tasks() without packages").apps
-    if not apps.ready:
-        import_module("django", "autodiscover_tasks()").setup()
-    return [config.name for config in apps.get_app_configs()]
 
 
 def _run_coroutine(coroutine: Coroutine[Any, Any, Any], task_name: str) -> Any:
@@ -648,48 +488,6 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any], task_name: str) -> Any:
     except RuntimeError:
         return asyncio.run(coroutine)
     coroutine.close()
-    raise MisuseError(f"{task_name}.apply() cannot wait inside a running event loop; await the function itself instead.")
-
-
-def _check_where_it_runs(task: Task[..., Any]) -> None:
-    options = task.options
-    if task.is_async and options.pool == "process":
-        raise ConfigurationError(
-            f"task {task.name}: an async def task runs in the event loop; leave pool= out, or make it a def."
-        )
-    if options.pool == "thread" and isinstance(options.time_limit, int | float):
-        raise ConfigurationError(
-            f"task {task.name}: a thread cannot be ended from outside, so pool='thread' has no time_limit; leave pool= out "
-            "and it runs in a process of its own, or use soft_time_limit."
-        )
-
-
-def _module_name(function: Callable[..., Any]) -> str:
-    return _real_module_name(function.__module__, getattr(function, "__globals__", {}))
-
-
-def _real_module_name(name: str, namespace: Mapping[str, Any]) -> str:
-    """The name under which a worker imports a module that runs as a program (``__main__``) here."""
-    if name != "__main__":
-        return name
-    spec = namespace.get("__spec__")
-    if spec is not None:
-        return str(spec.name).removesuffix(".__main__")
-    file = namespace.get("__file__")
-    if not file:
-        return name
-    path = Path(file).resolve()
-    parts = [path.stem]
-    while (path.parent / "__init__.py").exists():
-        path = path.parent
-        parts.append(path.name)
-    return ".".join(reversed(parts))
-
-
-def _project_root(file: str | None) -> Path:
-    """The nearest directory above ``file`` (or the current one) that holds pyproject.toml or .git, else its own."""
-    start = Path(file).resolve().parent if file else Path.cwd()
-    for directory in (start, *start.parents):
-        if (directory / "pyproject.toml").exists() or (directory / ".git").exists():
-            return directory
-    return start
+    raise MisuseError(
+        f"{task_name}.apply() cannot wait inside a running event loop; await the function itself instead."
+    )

@@ -40,6 +40,7 @@ from ekiden.errors import (
 )
 from ekiden.execution import Outcome, Request, run, run_async
 from ekiden.message import Depth, Message, Published, PublishOutcome, Seen
+from ekiden.plan import exit_text
 from ekiden.pools import is_users_code
 from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
@@ -215,6 +216,7 @@ class BodyProcess:
         self._target = target
         self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]
         self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
+
     @property
     def pid(self) -> int:
         """Its process id."""
@@ -255,7 +257,7 @@ class BodyProcess:
 
     def _died(self) -> WorkerLostError:
         self._process.kill()
-        return WorkerLostError(f"the process that ran the body died: {_exit_text(self._process.wait())}")
+        return WorkerLostError(f"the process that ran the body died: {exit_text(self._process.wait())}")
 
     def kill(self) -> None:
         """End it at once."""
@@ -277,15 +279,6 @@ class BodyProcess:
 
 def _search_path() -> list[str]:
     return [each for each in sys.path if each]
-
-
-def _exit_text(code: int) -> str:
-    if code >= 0:
-        return f"it exited with {code}"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"it was ended by signal {-code}"
 
 
 def answer_ask(ask: Ask, publish: Callable[[Sequence[Message]], list[Published]], app: Ekiden) -> Answer:

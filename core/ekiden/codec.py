@@ -40,8 +40,8 @@ def _encode_other(value: Any) -> Any:
 
 def _decode_other(kind: type, value: Any) -> Any:
     pydantic = sys.modules.get("pydantic")
-    if pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-        return kind.model_validate(value)
+    if pydantic is not None and issubclass(kind, pydantic.BaseModel):
+        return kind.model_validate(value)  # type: ignore[attr-defined]  # a pydantic model, which the line above says
     raise NotImplementedError
 
 
@@ -312,9 +312,7 @@ class Parameters:
     def _name_of(self, index: int) -> str:
         return self._positional_names[index] if index < len(self._positional_names) else "*"
 
-    def _typed(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[str, Any]
-    ) -> list[tuple[str, Any]]:
+    def _typed(self, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[tuple[str, Any]]:
         named = [(self._name_of(index), value) for index, value in enumerate(args)]
         if kwargs:
             named += [(name if name in kinds or "**" not in kinds else "**", value) for name, value in kwargs.items()]
@@ -348,7 +346,7 @@ class Parameters:
             if kind is None or kind is Any or not _is_convertible(kind):
                 continue
             if parameter.default is None:
-                kind = Optional[kind]
+                kind = Optional[kind]  # noqa: UP045 - what is annotated may be text or a special form, which | refuses
             if parameter.kind is parameter.VAR_POSITIONAL:
                 kinds["*"] = kind
             elif parameter.kind is parameter.VAR_KEYWORD:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ekiden.execution import Outcome, Request
 from ekiden.message import Delivery
 from ekiden.options import Policy
@@ -9,14 +11,33 @@ from ekiden.signature import Call
 from ekiden.task import Task
 
 
+class Work(msgspec.Struct, frozen=True):
+    """What it takes to run a call: the task it is of, that task's policy, and the request its body sees."""
+
+    call: Call
+    task: Task[..., object]
+    policy: Policy
+    request: Request
+
+    @property
+    def soft_time_limit(self) -> float | None:
+        """Seconds until SoftTimeLimitExceeded is raised in the body: the call's own word, else the task's."""
+        return self.call.soft_time_limit or self.policy.soft_time_limit
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds until the body is ended: the call's own word, else the task's."""
+        return self.call.time_limit or self.policy.time_limit
+
+
 class Job:
-    """One delivery in hand.
+    """One delivery in hand. ``call`` is None for what could not be read, ``work`` for what is not to be run here.
 
     Made by the receiver. ``started`` (monotonic seconds) is set by whoever runs it, ``outcome`` by whoever knows it
     first, ``lost`` and ``settled`` by the settler.
     """
 
-    __slots__ = ("call", "delivery", "lost", "outcome", "policy", "request", "settled", "started", "taken", "task")
+    __slots__ = ("call", "delivery", "lost", "outcome", "settled", "started", "taken", "work")
 
     def __init__(
         self,
@@ -24,16 +45,12 @@ class Job:
         *,
         taken: float,
         call: Call | None = None,
-        task: Task[..., object] | None = None,
-        policy: Policy | None = None,
-        request: Request | None = None,
+        work: Work | None = None,
         outcome: Outcome | None = None,
     ) -> None:
         self.delivery = delivery
         self.call = call
-        self.task = task
-        self.policy = policy
-        self.request = request
+        self.work = work
         self.outcome = outcome
         self.taken = taken
         self.started: float | None = None

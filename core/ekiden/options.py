@@ -22,7 +22,14 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ekiden.errors import ConfigurationError
-from ekiden.message import DEAD_SUFFIX, DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, MAX_QUEUE_NAME_LENGTH, REPLY_PREFIX
+from ekiden.message import (
+    DEAD_SUFFIX,
+    DEFAULT_PRIORITY,
+    HIGHEST_PRIORITY,
+    LOWEST_PRIORITY,
+    MAX_QUEUE_NAME_LENGTH,
+    REPLY_PREFIX,
+)
 
 Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
@@ -44,39 +51,123 @@ class Settings:
     assigns to ``app.conf`` or loads with ``config_from_object``.
     """
 
-    broker_url: str | None = field(default=None, metadata={"doc": "The broker. Without one: a SQLite file in `.ekiden/` of the project."})
-    result_backend: str | None = field(default=None, metadata={"doc": "Where results are stored. Without one: at the broker, where it stores results."})
-    include: tuple[str, ...] = field(default=(), metadata={"doc": "Modules that a worker imports so that their tasks are known."})
-    task_default_queue: str = field(default="default", metadata={"doc": "The queue of calls that neither the call, a route nor the task sends elsewhere."})
+    broker_url: str | None = field(
+        default=None, metadata={"doc": "The broker. Without one: a SQLite file in `.ekiden/` of the project."}
+    )
+    result_backend: str | None = field(
+        default=None, metadata={"doc": "Where results are stored. Without one: at the broker, where it stores results."}
+    )
+    include: tuple[str, ...] = field(
+        default=(), metadata={"doc": "Modules that a worker imports so that their tasks are known."}
+    )
+    task_default_queue: str = field(
+        default="default",
+        metadata={"doc": "The queue of calls that neither the call, a route nor the task sends elsewhere."},
+    )
     task_default_priority: Priority = field(default=DEFAULT_PRIORITY, metadata={"doc": "0 to 9; 9 is most urgent."})
-    task_routes: Routes = field(default_factory=dict, metadata={"doc": "Task names or globs, each to a queue name or `{\"queue\": ..., \"priority\": ...}`. An exact name wins, then the first glob that fits."})
-    task_ignore_result: bool = field(default=False, metadata={"doc": "Store no results, except of tasks that say `ignore_result=False`."})
+    task_routes: Routes = field(
+        default_factory=dict,
+        metadata={
+            "doc": 'Task names or globs, each to a queue name or `{"queue": ..., "priority": ...}`. An exact name wins, then the first glob that fits.'
+        },
+    )
+    task_ignore_result: bool = field(
+        default=False, metadata={"doc": "Store no results, except of tasks that say `ignore_result=False`."}
+    )
     task_track_started: bool = field(default=False, metadata={"doc": "Also store when a task starts (state STARTED)."})
-    task_acks: Acks = field(default="late", metadata={"doc": "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at most once)."})
-    task_max_retries: Annotated[int, Meta(ge=0)] | None = field(default=3, metadata={"doc": "Tries after the first, for `self.retry` and `autoretry_for`; `None` is without end."})
-    task_default_retry_delay: Seconds = field(default=180.0, metadata={"doc": "Seconds until the next try where neither the call nor a backoff says."})
-    task_default_rate_limit: str | float | None = field(default=None, metadata={"doc": "Starts per time of each task over all workers, such as `10/s`, `100/m`, `5/h`."})
-    task_time_limit: PositiveSeconds | None = field(default=None, metadata={"doc": "Seconds after which a body is ended, its process killed if need be."})
-    task_soft_time_limit: PositiveSeconds | None = field(default=None, metadata={"doc": "Seconds after which `SoftTimeLimitExceeded` is raised in a body."})
-    task_max_deliveries: Count = field(default=5, metadata={"doc": "Hand-outs of one message, each ended by the death of its worker, before it goes to the dead letters."})
-    task_dead_letter: bool = field(default=True, metadata={"doc": "Keep a copy of failed calls in `<queue>.dead`. What could not be processed at all is always kept."})
-    task_typing: bool = field(default=True, metadata={"doc": "Check and convert arguments by the function's annotations."})
-    task_publish_timeout: PositiveSeconds = field(default=10.0, metadata={"doc": "Seconds that a publish may take in all: connecting, sending, confirming, and trying again."})
-    task_publish_retry: bool = field(default=True, metadata={"doc": "Try again within the publish timeout when the broker is unavailable."})
-    unknown_task_grace: Seconds = field(default=600.0, metadata={"doc": "Seconds for which a message of an unknown task is given back, because a deploy may be rolling."})
-    lease: PositiveSeconds = field(default=60.0, metadata={"doc": "Seconds for which a delivery is a worker's; renewed at a third while the task runs."})
-    result_expires: PositiveSeconds | None = field(default=86400.0, metadata={"doc": "Seconds for which results are kept; `None` is for ever."})
-    result_max_bytes: Count = field(default=16 * 1024 * 1024, metadata={"doc": "The largest encoded result; a larger one fails its task."})
-    worker_queues: tuple[str, ...] = field(default=(), metadata={"doc": "Queues that a worker serves; without any: every queue that the app's tasks and routes name."})
-    worker_processes: Count | None = field(default=None, metadata={"doc": "Worker processes; without a number: as many as cores."})
-    worker_threads: Count = field(default=8, metadata={"doc": "Threads for `def` tasks, and body processes at most, in each worker process."})
-    worker_async_concurrency: Count = field(default=100, metadata={"doc": "`async def` tasks at once in each worker process."})
-    worker_pool: PoolName = field(default="thread", metadata={"doc": "Where bodies of `def` tasks run that say nothing themselves."})
-    worker_prefetch: Count = field(default=512, metadata={"doc": "Deliveries in hand at most in each worker process; far fewer where tasks are slow."})
-    worker_grace: Seconds = field(default=30.0, metadata={"doc": "Seconds that running tasks get to finish when a worker stops."})
-    worker_max_tasks_per_process: Count | None = field(default=None, metadata={"doc": "Replace a worker process after so many tasks."})
-    worker_max_memory_per_process: PositiveSeconds | None = field(default=None, metadata={"doc": "Replace a worker process that has grown beyond so many MB."})
-    worker_liveness_file: str | None = field(default=None, metadata={"doc": "A file whose modification time says when the worker last was alive, for probes."})
+    task_acks: Acks = field(
+        default="late",
+        metadata={
+            "doc": "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at most once)."
+        },
+    )
+    task_max_retries: Annotated[int, Meta(ge=0)] | None = field(
+        default=3,
+        metadata={"doc": "Tries after the first, for `self.retry` and `autoretry_for`; `None` is without end."},
+    )
+    task_default_retry_delay: Seconds = field(
+        default=180.0, metadata={"doc": "Seconds until the next try where neither the call nor a backoff says."}
+    )
+    task_default_rate_limit: str | float | None = field(
+        default=None, metadata={"doc": "Starts per time of each task over all workers, such as `10/s`, `100/m`, `5/h`."}
+    )
+    task_time_limit: PositiveSeconds | None = field(
+        default=None, metadata={"doc": "Seconds after which a body is ended, its process killed if need be."}
+    )
+    task_soft_time_limit: PositiveSeconds | None = field(
+        default=None, metadata={"doc": "Seconds after which `SoftTimeLimitExceeded` is raised in a body."}
+    )
+    task_max_deliveries: Count = field(
+        default=5,
+        metadata={
+            "doc": "Hand-outs of one message, each ended by the death of its worker, before it goes to the dead letters."
+        },
+    )
+    task_dead_letter: bool = field(
+        default=True,
+        metadata={
+            "doc": "Keep a copy of failed calls in `<queue>.dead`. What could not be processed at all is always kept."
+        },
+    )
+    task_typing: bool = field(
+        default=True, metadata={"doc": "Check and convert arguments by the function's annotations."}
+    )
+    task_publish_timeout: PositiveSeconds = field(
+        default=10.0,
+        metadata={"doc": "Seconds that a publish may take in all: connecting, sending, confirming, and trying again."},
+    )
+    task_publish_retry: bool = field(
+        default=True, metadata={"doc": "Try again within the publish timeout when the broker is unavailable."}
+    )
+    unknown_task_grace: Seconds = field(
+        default=600.0,
+        metadata={
+            "doc": "Seconds for which a message of an unknown task is given back, because a deploy may be rolling."
+        },
+    )
+    lease: PositiveSeconds = field(
+        default=60.0,
+        metadata={"doc": "Seconds for which a delivery is a worker's; renewed at a third while the task runs."},
+    )
+    result_expires: PositiveSeconds | None = field(
+        default=86400.0, metadata={"doc": "Seconds for which results are kept; `None` is for ever."}
+    )
+    result_max_bytes: Count = field(
+        default=16 * 1024 * 1024, metadata={"doc": "The largest encoded result; a larger one fails its task."}
+    )
+    worker_queues: tuple[str, ...] = field(
+        default=(),
+        metadata={"doc": "Queues that a worker serves; without any: every queue that the app's tasks and routes name."},
+    )
+    worker_processes: Count | None = field(
+        default=None, metadata={"doc": "Worker processes; without a number: as many as cores."}
+    )
+    worker_threads: Count = field(
+        default=8, metadata={"doc": "Threads for `def` tasks, and body processes at most, in each worker process."}
+    )
+    worker_async_concurrency: Count = field(
+        default=100, metadata={"doc": "`async def` tasks at once in each worker process."}
+    )
+    worker_pool: PoolName = field(
+        default="thread", metadata={"doc": "Where bodies of `def` tasks run that say nothing themselves."}
+    )
+    worker_prefetch: Count = field(
+        default=512,
+        metadata={"doc": "Deliveries in hand at most in each worker process; far fewer where tasks are slow."},
+    )
+    worker_grace: Seconds = field(
+        default=30.0, metadata={"doc": "Seconds that running tasks get to finish when a worker stops."}
+    )
+    worker_max_tasks_per_process: Count | None = field(
+        default=None, metadata={"doc": "Replace a worker process after so many tasks."}
+    )
+    worker_max_memory_per_process: PositiveSeconds | None = field(
+        default=None, metadata={"doc": "Replace a worker process that has grown beyond so many MB."}
+    )
+    worker_liveness_file: str | None = field(
+        default=None,
+        metadata={"doc": "A file whose modification time says when the worker last was alive, for probes."},
+    )
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, checked_setting(name, value))
@@ -205,7 +296,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     queue: str | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
-    max_retries: Annotated[int, Meta(ge=0)] | None | UnsetType = UNSET
+    max_retries: Annotated[int, Meta(ge=0)] | UnsetType | None = UNSET
     default_retry_delay: Seconds | UnsetType = UNSET
     autoretry_for: tuple[type[BaseException], ...] = ()
     dont_autoretry_for: tuple[type[BaseException], ...] = ()
@@ -213,9 +304,9 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     retry_backoff_max: PositiveSeconds = 600.0
     retry_jitter: bool = True
     throws: tuple[type[BaseException], ...] = ()
-    rate_limit: str | float | None | UnsetType = UNSET
-    time_limit: PositiveSeconds | None | UnsetType = UNSET
-    soft_time_limit: PositiveSeconds | None | UnsetType = UNSET
+    rate_limit: str | float | UnsetType | None = UNSET
+    time_limit: PositiveSeconds | UnsetType | None = UNSET
+    soft_time_limit: PositiveSeconds | UnsetType | None = UNSET
     expires: PositiveSeconds | None = None
     acks: Acks | UnsetType = UNSET
     pool: PoolName | UnsetType = UNSET
@@ -249,13 +340,16 @@ def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions
             instead = f"; write {_TASK_INSTEAD[name]}" if name in _TASK_INSTEAD else None
             advice = f"{instead}." if instead else _did_you_mean(name, TaskOptions.__struct_fields__)
             raise ConfigurationError(f"task {task_name}: there is no option {name!r}{advice}")
-    exceptions = {name: _exception_classes(task_name, name, given[name]) for name in _EXCEPTION_OPTIONS & given.keys()}
+    exceptions: dict[str, Any] = {
+        name: _exception_classes(task_name, name, given[name]) for name in _EXCEPTION_OPTIONS & given.keys()
+    }
     plain = {name: value for name, value in given.items() if name not in exceptions}
     try:
         converted = msgspec.convert(plain, _PLAIN_TASK_OPTIONS)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"task {task_name}: an option does not fit: {error}.") from error
-    options = TaskOptions(**{name: getattr(converted, name) for name in plain}, **exceptions)
+    checked: dict[str, Any] = {name: getattr(converted, name) for name in plain}
+    options = TaskOptions(**checked, **exceptions)
     if isinstance(options.queue, str):
         check_queue_name(options.queue)
     if options.rate_limit is not UNSET and options.rate_limit is not None:
@@ -434,12 +528,18 @@ def check_queue_name(name: object) -> None:
             f"{name!r} is not a queue for tasks: it holds dead letters; `ekiden dead retry` sends them back."
         )
     if name.startswith(REPLY_PREFIX):
-        raise ConfigurationError(f"{name!r} is not a queue for tasks: {REPLY_PREFIX}* queues vanish with their consumer.")
+        raise ConfigurationError(
+            f"{name!r} is not a queue for tasks: {REPLY_PREFIX}* queues vanish with their consumer."
+        )
 
 
 def check_priority(priority: object) -> None:
     """Raise ConfigurationError unless ``priority`` is a whole number from 0 to 9."""
-    if isinstance(priority, bool) or not isinstance(priority, int) or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+    if (
+        isinstance(priority, bool)
+        or not isinstance(priority, int)
+        or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY
+    ):
         raise ConfigurationError(
             f"{priority!r} is not a priority; it must be a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} "
             "(most urgent)."

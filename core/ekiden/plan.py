@@ -1,6 +1,8 @@
-"""What a supervisor and its worker processes tell each other: the plan, and exit statuses."""
+"""What a supervisor and its worker processes tell each other: the plan, and how a process ended."""
 
 from __future__ import annotations
+
+import signal
 
 import msgspec
 
@@ -42,3 +44,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     log_format: str
     beat_file: str | None = None
+
+
+def exit_text(code: int) -> str:
+    """How a process ended, in words, from its return code as ``subprocess`` tells it."""
+    if code >= 0:
+        return f"it exited with {code}"
+    try:
+        return f"it was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"it was ended by signal {-code}"

@@ -1,7 +1,7 @@
 """Bodies in threads, and how a running one is interrupted. (``event_loop`` and ``body_process`` are the other places.)
 
-    Watchdog      one thread that calls things back at their time: limits
-    ThreadBody    a body that is running in a thread, and can be interrupted while the user's code is on top
+Watchdog      one thread that calls things back at their time: limits
+ThreadBody    a body that is running in a thread, and can be interrupted while the user's code is on top
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def grant(state: RateState, rate: float, count: int, now: float) -> tuple[RateSt
     """
     interval = 1.0 / rate
     next_start = max(state.next_start, now)
-    waits = []
+    waits: list[float] = []
     while len(waits) < count and next_start <= now + AHEAD_SECONDS:
         waits.append(0.0)
         next_start += interval
@@ -68,6 +68,9 @@ class RateLimiter:
             changed, waits = grant(state, rate, count, now)
             version = 0 if record is None else record.version
             kept = _KEPT_SECONDS + max(0.0, changed.next_turn - now)
-            if self._backend.write(key, msgspec.json.encode(changed), expected_version=version, expires=kept) is not None:
+            if (
+                self._backend.write(key, msgspec.json.encode(changed), expected_version=version, expires=kept)
+                is not None
+            ):
                 return waits
             pause.wait(0.001)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
     from ekiden.urls import BrokerURL
 
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
 class StoredResult(msgspec.Struct, frozen=True):
@@ -205,7 +205,7 @@ class ResultSource(Protocol):
 _LONGEST_WAIT = 60.0
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(Generic[R_co]):
     """The result of a task, now or later. ``get()`` or ``await`` it.
 
     Asking costs a trip to the backend; a final state is remembered and asked for once.
@@ -304,7 +304,7 @@ class AsyncResult(Generic[R]):
         """Whether it has failed for good."""
         return self.state == State.FAILURE
 
-    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R:
+    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R_co:
         """Wait for the result and return it.
 
         Raises what the task raised (unless ``propagate`` is False: then it is returned), TaskRevoked or TaskExpired
@@ -312,7 +312,8 @@ class AsyncResult(Generic[R]):
         ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
         """
         self._source.check_may_wait(allow_join)
-        return self._returned(self._waited(timeout), propagate)
+        value: R_co = self._returned(self._waited(timeout), propagate)
+        return value
 
     wait = get
 
@@ -321,9 +322,10 @@ class AsyncResult(Generic[R]):
         if stored is None:
             stored = yield from self._source.waiting_thread().wait(self.id).__await__()
             self._final = stored
-        return self._returned(stored, propagate=True)
+        value: R_co = self._returned(stored, propagate=True)
+        return value
 
-    def then(self, callback: Callable[[AsyncResult[R]], object]) -> AsyncResult[R]:
+    def then(self, callback: Callable[[AsyncResult[R_co]], object]) -> AsyncResult[R_co]:
         """Call ``callback(self)`` once it is ready, in the thread that waits for results; quick callbacks only."""
 
         def finish(stored: StoredResult | None, _error: Exception | None) -> None:
@@ -334,7 +336,9 @@ class AsyncResult(Generic[R]):
         self._source.waiting_thread().call_when_final(self.id, finish)
         return self
 
-    def collect(self, timeout: float | None = None, *, propagate: bool = True) -> Iterator[tuple[AsyncResult[Any], Any]]:
+    def collect(
+        self, timeout: float | None = None, *, propagate: bool = True
+    ) -> Iterator[tuple[AsyncResult[Any], Any]]:
         """Wait for this result, then for those of its children, and theirs: (result, value), breadth first."""
         deadline = None if timeout is None else time.monotonic() + timeout
         waiting: list[AsyncResult[Any]] = [self]
@@ -403,17 +407,18 @@ class AsyncResult(Generic[R]):
         return value
 
 
-class EagerResult(AsyncResult[R]):
+class EagerResult(AsyncResult[R_co]):
     """The result of ``task.apply()``: there already."""
 
     def __init__(self, id: str, source: ResultSource, stored: StoredResult) -> None:  # noqa: A002
         super().__init__(id, source)
         self._final = stored
 
-    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R:
+    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R_co:
         """What it returned, or raise what it raised; never waits."""
         assert self._final is not None
-        return self._returned(self._final, propagate)
+        value: R_co = self._returned(self._final, propagate)
+        return value
 
     def forget(self) -> None:
         """Nothing is stored of it."""

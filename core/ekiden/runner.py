@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from ekiden.app import Ekiden
 from ekiden.body_process import Answer, Ask, BodyProcess, Run, answer_ask
 from ekiden.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
-from ekiden.execution import Execution, Outcome, Revoked, Terminated, finish, outcome_of, run, run_async
-from ekiden.job import Job
+from ekiden.execution import Execution, Outcome, Terminated, finish, outcome_of, run, run_async
+from ekiden.job import Job, Work
 from ekiden.pools import Alarm, ThreadBody, Watchdog
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class Runner:
         """Run ``jobs`` as soon as there is room."""
         for_loop: list[_LoopBody] = []
         for job in jobs:
-            assert job.task is not None
-            if job.task.is_async and not self._needs_process(job):
+            work = _work_of(job)
+            if work.task.is_async and not self._needs_process(job, work):
                 for_loop.append(_LoopBody(self, job))
             else:
                 self._waiting.put(job)
@@ -88,7 +88,7 @@ class Runner:
 
     def take_back(self) -> list[Job]:
         """Every job that has not been started; they are not run any more."""
-        jobs = []
+        jobs: list[Job] = []
         while True:
             try:
                 job = self._waiting.get_nowait()
@@ -129,30 +129,31 @@ class Runner:
         body = ThreadBody()
         while (job := self._waiting.get()) is not None:
             job.started = time.monotonic()
-            assert job.policy is not None
-            if job.policy.acks_early and not self._settle_first(job):
+            work = _work_of(job)
+            if work.policy.acks_early and not self._settle_first(job):
                 continue
-            if job.policy.track_started:
+            if work.policy.track_started:
                 self._started(job)
-            outcome = self._run_in_process(job) if self._needs_process(job) else self._run_in_thread(job, body)
+            if self._needs_process(job, work):
+                outcome = self._run_in_process(job, work)
+            else:
+                outcome = self._run_in_thread(job, work, body)
             if self._abandoning:
                 return
             job.outcome = outcome
             self._ended(job)
 
-    def _run_in_thread(self, job: Job, body: ThreadBody) -> Outcome:
-        assert job.task is not None and job.policy is not None and job.request is not None and job.call is not None
+    def _run_in_thread(self, job: Job, work: Work, body: ThreadBody) -> Outcome:
         body.begin()
-        self._interrupts[id(job)] = lambda: body.interrupt_until_done(self._watchdog, Terminated, body.turn)
+        turn = body.turn
+        self._interrupts[id(job)] = lambda: body.interrupt_until_done(self._watchdog, Terminated, turn)
         alarm: Alarm | None = None
-        soft_limit = job.call.soft_time_limit or job.policy.soft_time_limit
-        if soft_limit is not None:
-            turn = body.turn
+        if work.soft_time_limit is not None:
             alarm = self._watchdog.after(
-                soft_limit, lambda: body.interrupt_until_done(self._watchdog, SoftTimeLimitExceeded, turn)
+                work.soft_time_limit, lambda: body.interrupt_until_done(self._watchdog, SoftTimeLimitExceeded, turn)
             )
         try:
-            return run(job.task, job.policy, job.request)
+            return run(work.task, work.policy, work.request)
         finally:
             body.end()
             del self._interrupts[id(job)]
@@ -161,45 +162,37 @@ class Runner:
 
     # Body processes.
 
-    def _needs_process(self, job: Job) -> bool:
-        assert job.policy is not None and job.call is not None and job.task is not None
+    def _needs_process(self, job: Job, work: Work) -> bool:
         if self._target is None:
             return False
         if job.delivery.attempt > 1:
             return True
-        if job.task.is_async:
-            return False
-        return job.policy.pool == "process" or job.policy.time_limit is not None or job.call.time_limit is not None
+        return not work.task.is_async and (work.policy.pool == "process" or work.time_limit is not None)
 
-    def _run_in_process(self, job: Job) -> Outcome:
-        assert job.policy is not None and job.call is not None and job.request is not None and job.task is not None
+    def _run_in_process(self, job: Job, work: Work) -> Outcome:
         ended_by: list[BaseException] = []
         began = time.monotonic()
         try:
             process = self._processes.take()
         except WorkerLostError as error:
-            return self._ended_outside(job, error, began)
+            return self._ended_outside(work, error, began)
 
         def end(error: BaseException) -> None:
             ended_by.append(error)
             process.kill()
 
         self._interrupts[id(job)] = lambda: end(Terminated())
-        hard_limit = job.call.time_limit or job.policy.time_limit
         alarm: Alarm | None = None
-        if hard_limit is not None:
-            text = f"it ran longer than its time_limit of {hard_limit:g} s"
-            alarm = self._watchdog.after(hard_limit, lambda: end(TimeLimitExceeded(text)))
+        if work.time_limit is not None:
+            exceeded = _limit_exceeded(work.time_limit)
+            alarm = self._watchdog.after(work.time_limit, lambda: end(exceeded))
         began = time.monotonic()
-        soft_limit = job.call.soft_time_limit or job.policy.soft_time_limit
+        frame = Run(job.delivery.message, job.delivery.attempt, self._name, work.soft_time_limit)
         try:
-            message = job.delivery.message
-            outcome = process.run(Run(message, job.delivery.attempt, self._name, soft_limit), self._answer)
+            outcome = process.run(frame, self._answer)
         except WorkerLostError as error:
             self._processes.drop(process)
-            if ended_by and isinstance(ended_by[0], Terminated):
-                return Revoked(terminated=True)
-            return self._ended_outside(job, ended_by[0] if ended_by else error, began)
+            return self._ended_outside(work, ended_by[0] if ended_by else error, began)
         finally:
             del self._interrupts[id(job)]
             if alarm is not None:
@@ -210,14 +203,13 @@ class Runner:
             self._processes.give_back(process)
         return outcome
 
-    def _ended_outside(self, job: Job, error: BaseException, began: float) -> Outcome:
+    def _ended_outside(self, work: Work, error: BaseException, began: float) -> Outcome:
         """The outcome of a body that did not end by itself: as if it had raised ``error``; its handlers run here."""
-        assert job.policy is not None and job.request is not None and job.task is not None
+        outcome = outcome_of(error, work.policy, work.request, time.time())
         if self._abandoning:
-            return Revoked()
-        outcome = outcome_of(error, job.policy, job.request, time.time())
+            return outcome  # nobody looks at it: the message goes back
         runtime = time.monotonic() - began
-        return finish(job.task, job.request, outcome, error, Execution(job.request, []), runtime)
+        return finish(work.task, work.request, outcome, error, Execution(work.request, []), runtime)
 
     def _answer(self, ask: Ask) -> Answer:
         conf = self._app.conf
@@ -243,16 +235,16 @@ class Runner:
 
         from ekiden.event_loop import Interruptible
 
-        assert job.task is not None and job.policy is not None and job.request is not None and job.call is not None
+        work = _work_of(job)
         job.started = time.monotonic()
-        if job.policy.acks_early and not await asyncio.to_thread(self._settle_first, job):
+        if work.policy.acks_early and not await asyncio.to_thread(self._settle_first, job):
             return
-        if job.policy.track_started:
+        if work.policy.track_started:
             self._started(job)
-        body = Interruptible(run_async(job.task, job.policy, job.request))
+        body = Interruptible(run_async(work.task, work.policy, work.request))
         loop = asyncio.get_running_loop()
         self._interrupts[id(job)] = lambda: _call_in_loop(loop, body, Terminated())
-        alarms = _limits_in_loop(loop, body, job)
+        alarms = _limits_in_loop(loop, body, work)
         try:
             outcome = await body
         finally:
@@ -278,17 +270,22 @@ class _LoopBody:
         await self._runner._run_in_loop(self.job)
 
 
-def _limits_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, job: Job) -> list[asyncio.TimerHandle]:
-    assert job.call is not None and job.policy is not None
+def _limits_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, work: Work) -> list[asyncio.TimerHandle]:
     alarms = []
-    soft_limit = job.call.soft_time_limit or job.policy.soft_time_limit
-    if soft_limit is not None:
-        alarms.append(loop.call_later(soft_limit, body.interrupt, SoftTimeLimitExceeded()))
-    hard_limit = job.call.time_limit or job.policy.time_limit
-    if hard_limit is not None:
-        text = f"it ran longer than its time_limit of {hard_limit:g} s"
-        alarms.append(loop.call_later(hard_limit, body.interrupt, TimeLimitExceeded(text)))
+    if work.soft_time_limit is not None:
+        alarms.append(loop.call_later(work.soft_time_limit, body.interrupt, SoftTimeLimitExceeded()))
+    if work.time_limit is not None:
+        alarms.append(loop.call_later(work.time_limit, body.interrupt, _limit_exceeded(work.time_limit)))
     return alarms
+
+
+def _limit_exceeded(seconds: float) -> TimeLimitExceeded:
+    return TimeLimitExceeded(f"it ran longer than its time_limit of {seconds:g} s")
+
+
+def _work_of(job: Job) -> Work:
+    assert job.work is not None, "only what can be run is handed out"
+    return job.work
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, error: BaseException) -> None:

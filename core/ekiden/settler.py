@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from ekiden.app import Ekiden
-from ekiden.codec import OutcomeRecord, encode_outcome
+from ekiden.codec import OutcomeRecord, encode_outcome, failure_record
 from ekiden.errors import BackendError, EkidenError, TransportError
 from ekiden.execution import (
     Context,
@@ -180,7 +180,9 @@ class Settler:
         except Empty:
             return
         now_wall = time.time()
-        context = Context(now_wall, self._name, self._app.route, self._app.conf.result_expires, self._backend is not None)
+        context = Context(
+            now_wall, self._name, self._app.route, self._app.conf.result_expires, self._backend is not None
+        )
         ended = 0
         for _ in range(_AT_MOST):
             if isinstance(item, Job):
@@ -203,12 +205,13 @@ class Settler:
 
     def _judge(self, job: Job, context: Context) -> None:
         assert job.outcome is not None
+        policy = None if job.work is None else job.work.policy
         try:
-            found = verdict(job.delivery, job.call, job.policy, job.outcome, context)
+            found = verdict(job.delivery, job.call, policy, job.outcome, context)
         except EkidenError as error:
             # What is linked can be impossible to send (a queue name that cannot be): the call itself has ended.
-            job.outcome = Unprocessable(_failure(error))
-            found = verdict(job.delivery, None, job.policy, job.outcome, context)
+            job.outcome = Unprocessable(failure_record(error, None))
+            found = verdict(job.delivery, None, policy, job.outcome, context)
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
             _log_outcome(job)
@@ -238,7 +241,9 @@ class Settler:
         self.in_trouble = True
         self._pause = min(self._pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         self._try_at = time.monotonic() + self._pause
-        logger.warning("%d ended tasks are kept and tried again in %.1f s: %s", len(self._unsettled), self._pause, error)
+        logger.warning(
+            "%d ended tasks are kept and tried again in %.1f s: %s", len(self._unsettled), self._pause, error
+        )
 
     def _store(self) -> None:
         results = [self._started_result(each.job) for each in self._starts]
@@ -251,7 +256,7 @@ class Settler:
             each.stored = True
 
     def _started_result(self, job: Job) -> StoredResult:
-        assert job.call is not None and job.request is not None
+        assert job.call is not None
         call = job.call
         record = OutcomeRecord(
             task=call.task,
@@ -364,12 +369,6 @@ class Settler:
         )
 
 
-def _failure(error: EkidenError):  # type: ignore[no-untyped-def]
-    from ekiden.codec import failure_record
-
-    return failure_record(error, None)
-
-
 def _raise_failed(answers: Iterable[Settled]) -> None:
     for answer in answers:
         if answer.outcome is SettleOutcome.FAILED:
@@ -384,7 +383,7 @@ def _log_outcome(job: Job) -> None:
             reason = f": {failure.type}: {failure.message}" if failure is not None else ""
             logger.info("%s will be tried again%s", job, reason)
         case Failed(failure=failure):
-            expected = job.policy is not None and _is_expected(failure.type, job.policy.throws)
+            expected = job.work is not None and _is_expected(failure.type, job.work.policy.throws)
             if expected:
                 logger.info("%s failed as declared: %s: %s", job, failure.type, failure.message)
             else:

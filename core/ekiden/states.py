@@ -28,7 +28,9 @@ EXCEPTION_STATES = frozenset({State.RETRY, State.FAILURE, State.REVOKED, State.E
 PROPAGATE_STATES = frozenset({State.FAILURE, State.REVOKED, State.EXPIRED})
 
 FINAL_RANK = 9
-_RANK = {State.PENDING.value: 0, State.STARTED.value: 1, State.RETRY.value: 3} | {s.value: FINAL_RANK for s in READY_STATES}
+_RANK = {State.PENDING.value: 0, State.STARTED.value: 1, State.RETRY.value: 3} | {
+    s.value: FINAL_RANK for s in READY_STATES
+}
 _WORKING_RANK = 2
 
 

@@ -27,7 +27,7 @@ from types import FrameType
 import msgspec
 
 from ekiden.errors import ConfigurationError
-from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions
+from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions, exit_text
 
 logger = logging.getLogger("ekiden.supervisor")
 
@@ -196,8 +196,12 @@ class Supervisor:
         if code == EXIT_REPLACE:
             slot.pause = 0.0
         else:
-            slot.pause = 0.0 if lived > _SHORT_LIFE_SECONDS else min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
-            logger.error("worker process %d died (%s); it is replaced in %.1f s", pid, _exit_text(code), slot.pause)
+            slot.pause = (
+                0.0
+                if lived > _SHORT_LIFE_SECONDS
+                else min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+            )
+            logger.error("worker process %d died (%s); it is replaced in %.1f s", pid, exit_text(code), slot.pause)
         slot.start_at = time.monotonic() + slot.pause
 
     # Stopping.
@@ -216,7 +220,9 @@ class Supervisor:
     def _kill(self) -> None:
         for slot in self._slots:
             if slot.process is not None:
-                logger.error("worker process %d did not end in time and is killed; its tasks come back", slot.process.pid)
+                logger.error(
+                    "worker process %d did not end in time and is killed; its tasks come back", slot.process.pid
+                )
                 slot.process.kill()
         self._kill_at = None
 
@@ -281,12 +287,3 @@ def _reap_strangers(own: set[int]) -> None:
         if found is None or found.si_pid in own:
             return
         os.waitpid(found.si_pid, 0)
-
-
-def _exit_text(code: int) -> str:
-    if code >= 0:
-        return f"it exited with {code}"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"it was ended by signal {-code}"

@@ -234,9 +234,7 @@ class Task(Generic[P, R]):
                     f"{call!r}; write ({call!r},)."
                 )
 
-    def _message(
-        self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
-    ) -> Message:
+    def _message(self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Message:
         """The message of one call, its arguments checked."""
         declared = self.options.typing
         if app.conf.task_typing if declared is UNSET else declared:
@@ -301,7 +299,7 @@ class Task(Generic[P, R]):
         throw: bool = True,
         eta: datetime | None = None,
         countdown: float | None = None,
-        max_retries: int | None | UnsetType = UNSET,
+        max_retries: int | UnsetType | None = UNSET,
     ) -> NoReturn:
         """End this try and have one more: ``raise self.retry(exc=error)``, or without the ``raise``, which reads worse.
 
@@ -328,11 +326,9 @@ class Task(Generic[P, R]):
         )
         if throw:
             raise retry from exc
-        return retry  # type: ignore[return-value]  # Celery's throw=False, for bodies that raise it themselves
+        return retry  # type: ignore[misc]  # throw=False: the body raises it itself
 
-    def update_state(
-        self, task_id: str | None = None, state: str = "PROGRESS", meta: Any = None
-    ) -> None:
+    def update_state(self, task_id: str | None = None, state: str = "PROGRESS", meta: Any = None) -> None:
         """Tell whoever asks for the result how far it is: ``state`` and ``meta`` become its state and result."""
         request = self.request
         target = task_id or (None if request.called_directly else request.id)
@@ -364,9 +360,7 @@ class Task(Generic[P, R]):
     def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Called by the worker when there will be one more try."""
 
-    def after_return(
-        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
-    ) -> None:
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Called by the worker last, after the body and the handler for how it ended."""
 
 
@@ -543,7 +537,8 @@ def _steps(link: Signature | Sequence[Signature], now: float) -> tuple[Any, ...]
 
 def _headers(task_name: str, headers: Mapping[str, HeaderValue]) -> dict[str, HeaderValue]:
     for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
+        # A program without a type checker may give anything.
+        if not (isinstance(name, str) and isinstance(value, str | int | float | bool | None)):
             raise TaskArgumentsError(
                 f"{task_name}: the header {name!r} cannot carry {value!r}; headers are text, numbers, booleans or None."
             )

@@ -126,7 +126,7 @@ def _parse_host(text: str, url: str) -> Host:
         port = rest[1:]
     else:
         name, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):  # noqa: PLR2004
+    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
         # The "port" may be the beginning of a password that holds a slash, so it is not shown.
         raise ConfigurationError(
             f"{without_password(url)}: what follows the host's colon is not a port, a number up to 65535; / : @ ? # in "

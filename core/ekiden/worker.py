@@ -38,7 +38,7 @@ from ekiden.errors import (
     WorkerLostError,
 )
 from ekiden.execution import AlreadyEnded, Expired, Outcome, Postponed, Request, Revoked, SecondCopy, Unprocessable
-from ekiden.job import Job
+from ekiden.job import Job, Work
 from ekiden.message import DEAD_SUFFIX, Delivery
 from ekiden.options import Policy
 from ekiden.plan import WorkerOptions
@@ -315,9 +315,10 @@ class _Receiver:
         jobs = [self._job(delivery, now, taken) for delivery in deliveries]
         for job in jobs:
             self._held[id(job)] = job
+        runnable = [(job, job.work) for job in jobs if job.outcome is None and job.work is not None]
         try:
-            self._ask_backend([job for job in jobs if job.outcome is None], now)
-            self._limit_rates([job for job in jobs if job.outcome is None], now)
+            self._ask_backend(runnable)
+            self._limit_rates(runnable, now)
         except BackendError as error:
             self._settler.give_back([job for job in jobs if job.outcome is None])
             self._pause_after(TransportError(str(error)))
@@ -346,14 +347,14 @@ class _Receiver:
         if policy is None:
             policy = self._policies[call.task] = self._app.policy(task)
         request = Request(call, message.queue, message.priority, delivery.attempt, message.headers, self._worker.name)
-        job = Job(delivery, taken=taken, call=call, task=task, policy=policy, request=request)
+        job = Job(delivery, taken=taken, call=call, work=Work(call, task, policy, request))
         if call.expires is not None and call.expires <= now:
             job.outcome = Expired()
         elif delivery.attempt > policy.max_deliveries:
-            error = WorkerLostError(
+            lost = WorkerLostError(
                 f"handed out {policy.max_deliveries} times, and each time the worker that had it died before it ended"
             )
-            job.outcome = Unprocessable(failure_record(error, None))
+            job.outcome = Unprocessable(failure_record(lost, None))
         return job
 
     def _of_newer_format(self, delivery: Delivery, error: NewerFormat) -> Outcome:
@@ -371,33 +372,36 @@ class _Receiver:
             return Postponed(min(_UNKNOWN_TASK_DELAY_SECONDS, max(0.1, grace / 10)), text)
         return Unprocessable(failure_record(NotRegistered(text), None))
 
-    def _ask_backend(self, jobs: list[Job], now: float) -> None:
+    def _ask_backend(self, jobs: list[tuple[Job, Work]]) -> None:
         """What is revoked, and, for what may be a second copy, whether it has begun or ended elsewhere."""
         if self._backend is None or not jobs:
             return
-        revoked = revocations(self._backend, [_call(job).id for job in jobs])
-        for job in jobs:
-            if _call(job).id in revoked:
-                job.outcome = Revoked()
-                _signal_revoked(job, terminated=False)
-        fenced = [job for job in jobs if job.outcome is None and (_call(job).fenced or job.delivery.attempt > 1)]
+        revoked = revocations(self._backend, [work.call.id for _, work in jobs])
+        if revoked:
+            for job, work in jobs:
+                if work.call.id in revoked:
+                    job.outcome = Revoked()
+                    _signal_revoked(work, terminated=False)
+        fenced = [
+            (job, work) for job, work in jobs if job.outcome is None and (work.call.fenced or job.delivery.attempt > 1)
+        ]
         if not fenced:
             return
         expires = self._app.conf.result_expires
         begun = self._backend.begin(
-            [Start(_call(job).id, _call(job).retries, job.delivery.message.id, expires) for job in fenced]
+            [Start(work.call.id, work.call.retries, job.delivery.message.id, expires) for job, work in fenced]
         )
-        for job, answer in zip(fenced, begun, strict=True):
+        for (job, _), answer in zip(fenced, begun, strict=True):
             if answer.outcome is BeginOutcome.SECOND_COPY:
                 job.outcome = SecondCopy()
             elif answer.outcome is BeginOutcome.ENDED and answer.result is not None:
                 job.outcome = AlreadyEnded(answer.result.state, answer.result.body)
 
-    def _limit_rates(self, jobs: list[Job], now: float) -> None:
+    def _limit_rates(self, jobs: list[tuple[Job, Work]], now: float) -> None:
         limited: dict[str, list[Job]] = {}
-        for job in jobs:
-            if job.policy is not None and job.policy.rate is not None:
-                limited.setdefault(_call(job).task, []).append(job)
+        for job, work in jobs:
+            if work.policy.rate is not None and job.outcome is None:
+                limited.setdefault(work.call.task, []).append(job)
         for name, group in limited.items():
             rate = self._policies[name].rate
             assert rate is not None
@@ -450,7 +454,8 @@ class _Ears:
             if job.call is not None and job.call.id in revoked and revoked[job.call.id].terminate:
                 logger.info("%s is terminated: it was revoked", job)
                 self._runner.terminate(job)
-                _signal_revoked(job, terminated=True)
+                if job.work is not None:
+                    _signal_revoked(job.work, terminated=True)
 
 
 class InProcessWorker:
@@ -462,7 +467,9 @@ class InProcessWorker:
             app.load_tasks()
             self.worker = Worker(app, WorkerOptions(**options))  # type: ignore[arg-type]
         except TypeError as error:
-            raise ConfigurationError(f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}.") from None
+            raise ConfigurationError(
+                f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}."
+            ) from None
         self._thread = threading.Thread(target=self._run, name="ekiden-worker", daemon=True)
         self._error: BaseException | None = None
 
@@ -515,11 +522,6 @@ def memory_bytes() -> int:
         return 0
 
 
-def _call(job: Job) -> Call:
-    assert job.call is not None
-    return job.call
-
-
-def _signal_revoked(job: Job, *, terminated: bool) -> None:
+def _signal_revoked(work: Work, *, terminated: bool) -> None:
     if hooks.task_revoked.receivers:
-        hooks.task_revoked.send(job.task, request=job.request, terminated=terminated, expired=False)
+        hooks.task_revoked.send(work.task, request=work.request, terminated=terminated, expired=False)

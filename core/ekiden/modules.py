@@ -1,0 +1,100 @@
+"""Modules by name: importing them, with one clear sentence when that fails, and what a module is really called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ekiden.errors import ConfigurationError
+
+
+def import_module(name: str, wanted_by: str) -> ModuleType:
+    """Import a module. Raises ConfigurationError in one sentence that says what went wrong, and where."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise ConfigurationError(
+                f"{wanted_by}: there is no module {error.name!r}; it is looked for from {Path.cwd()} on."
+            ) from error
+        raise _import_failed(name, wanted_by, error) from error
+    except Exception as error:
+        raise _import_failed(name, wanted_by, error) from error
+
+
+def _import_failed(name: str, wanted_by: str, error: BaseException) -> ConfigurationError:
+    place = ""
+    frames = error.__traceback__
+    while frames is not None:
+        if "importlib" not in frames.tb_frame.f_code.co_filename and frames.tb_frame.f_code.co_filename != __file__:
+            place = f" ({frames.tb_frame.f_code.co_filename}:{frames.tb_lineno})"
+        frames = frames.tb_next
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}:{error.lineno})"
+    text = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
+    return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {text}{place}")
+
+
+def import_object(path: str) -> object:
+    module_name, colon, attribute = path.partition(":")
+    module = import_module(module_name, f"config_from_object({path!r})")
+    return getattr(module, attribute) if colon else module
+
+
+def public_values(source: object) -> dict[str, object]:
+    """Names of a module or class that can be settings: not private, and not something imported or defined there."""
+    names = [name for name in dir(source) if not name.startswith("_")]
+    values = {name: getattr(source, name) for name in names}
+    return {
+        name: value
+        for name, value in values.items()
+        if not isinstance(value, ModuleType | type) and not callable(value)
+    }
+
+
+def import_related(packages: Iterable[str] | Callable[[], Iterable[str]] | None, related_name: str) -> None:
+    if packages is None:
+        packages = _django_apps()
+    for package in packages() if callable(packages) else packages:
+        parent = import_module(package, "autodiscover_tasks()")
+        name = f"{parent.__name__}.{related_name}"
+        if importlib.util.find_spec(name) is not None:
+            import_module(name, "autodiscover_tasks()")
+
+
+def _django_apps() -> list[str]:
+    apps = import_module("django.apps", "autodiscover_tasks() without packages").apps
+    if not apps.ready:
+        import_module("django", "autodiscover_tasks()").setup()
+    return [config.name for config in apps.get_app_configs()]
+
+
+def real_module_name(name: str, namespace: Mapping[str, Any]) -> str:
+    """The name under which a worker imports a module that runs as a program (``__main__``) here."""
+    if name != "__main__":
+        return name
+    spec = namespace.get("__spec__")
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = namespace.get("__file__")
+    if not file:
+        return name
+    path = Path(file).resolve()
+    parts = [path.stem]
+    while (path.parent / "__init__.py").exists():
+        path = path.parent
+        parts.append(path.name)
+    return ".".join(reversed(parts))
+
+
+def project_root(file: str | None) -> Path:
+    """The nearest directory above ``file`` (or the current one) that holds pyproject.toml or .git, else its own."""
+    start = Path(file).resolve().parent if file else Path.cwd()
+    for directory in (start, *start.parents):
+        if (directory / "pyproject.toml").exists() or (directory / ".git").exists():
+            return directory
+    return start

@@ -1,0 +1,153 @@
+"""TaskSet: declares tasks, for one app or for any app that includes them; and what ``@task`` is for type checkers."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from ekiden.errors import ConfigurationError, MisuseError
+from ekiden.modules import real_module_name
+from ekiden.options import declared_options
+from ekiden.task import AsyncTask, Task, TaskApp
+
+P = ParamSpec("P")
+R = TypeVar("R")
+CustomTask = TypeVar("CustomTask", bound=Task[..., Any])
+
+
+class IncludingApp(TaskApp, Protocol):
+    """An app that can include task sets."""
+
+    name: str
+
+
+class TaskSet:
+    """Tasks that belong to no app until apps include them: ``app.include_tasks(tasks)``.
+
+    A task is sent through the one app that included its set; it is an error when none did, or several.
+    """
+
+    def __init__(self, name: str = "tasks") -> None:
+        self.name = name
+        self._tasks: dict[str, Task[..., Any]] = {}
+        self._apps: weakref.WeakSet[IncludingApp] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        return f"<TaskSet {self.name}: {len(self._tasks)} tasks>"
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The tasks by name."""
+        return MappingProxyType(self._tasks)
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, *, base: type[CustomTask], bind: bool = ..., **options: Any
+    ) -> Callable[[Callable[..., Any]], CustomTask]: ...
+    @overload
+    def task(self, *, bind: Literal[True], **options: Any) -> _BoundDecorator: ...
+    @overload
+    def task(self, *, bind: Literal[False] = ..., **options: Any) -> _Decorator: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        name: str | None = None,
+        bind: bool = False,
+        base: type[Task[..., Any]] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Declare a function to be a task; as ``@task`` or ``@task(...)``. Returns a Task.
+
+        ``name``: else the module's and the function's. ``bind``: the function's first parameter is the task itself.
+        ``base``: a subclass of Task. The other options are those of TaskOptions. Raises ConfigurationError for an
+        option that does not exist or fit, and for a name that another function has.
+        """
+        if function is None:
+            return lambda declared: self.task(declared, name=name, bind=bind, base=base, **options)  # type: ignore[call-overload]
+        if not callable(function):
+            raise ConfigurationError(f"a task is declared on a function, not on {function!r}.")
+        task_name = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
+        kind = base or (AsyncTask if inspect.iscoroutinefunction(function) else Task)
+        task = kind(
+            function, name=task_name, options=declared_options(task_name, options), bind=bind, find_app=self._find_app
+        )
+        _check_where_it_runs(task)
+        self._add(task)
+        return task
+
+    __call__ = task
+    """The same as ``task``, so that ``@shared_task`` works as a decorator."""
+
+    def included_by(self, app: IncludingApp) -> None:
+        """Remember that ``app`` sends these tasks, for as long as it lives."""
+        self._apps.add(app)
+
+    def _add(self, task: Task[..., Any]) -> None:
+        there = self._tasks.get(task.name)
+        if there is not None and (there.declared_at, there.__qualname__) != (task.declared_at, task.__qualname__):
+            raise ConfigurationError(
+                f"two tasks are called {task.name!r}: {there.declared_at} and {task.declared_at}; give one of them "
+                "name=."
+            )
+        self._tasks[task.name] = task
+
+    def _find_app(self, task_name: str) -> TaskApp:
+        apps = list(self._apps)
+        if len(apps) == 1:
+            return apps[0]
+        if not apps:
+            raise MisuseError(
+                f"{task_name} belongs to no app yet: call app.include_tasks() or app.autodiscover_tasks() on the app "
+                "that is to send it."
+            )
+        names = ", ".join(sorted(repr(app.name) for app in apps))
+        raise MisuseError(
+            f"{task_name} was included by several apps ({names}); say which: app.tasks[{task_name!r}].delay(...)."
+        )
+
+
+shared_task = TaskSet("shared_task")
+"""The process-wide TaskSet: ``@shared_task`` declares tasks in modules that do not know the app."""
+
+
+class _Decorator(Protocol):
+    """What ``@app.task(...)`` is for type checkers."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class _BoundDecorator(Protocol):
+    """What ``@app.task(bind=True, ...)`` is for type checkers: the first parameter is not the caller's."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+
+
+def _check_where_it_runs(task: Task[..., Any]) -> None:
+    options = task.options
+    if task.is_async and options.pool == "process":
+        raise ConfigurationError(
+            f"task {task.name}: an async def task runs in the event loop; leave pool= out, or make it a def."
+        )
+    if options.pool == "thread" and isinstance(options.time_limit, int | float):
+        raise ConfigurationError(
+            f"task {task.name}: a thread cannot be ended from outside, so pool='thread' has no time_limit; leave pool= "
+            "out and it runs in a process of its own, or use soft_time_limit."
+        )
+
+
+def _module_name(function: Callable[..., Any]) -> str:
+    return real_module_name(function.__module__, getattr(function, "__globals__", {}))
