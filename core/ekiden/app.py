@@ -182,7 +182,12 @@ class Ekiden(TaskSet):
         retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
         task = self.find_task(name)
         message = compose(
-            self.conf, name, task.options if task else None, args, kwargs or {}, call_options(name, options)
+            self.conf,
+            name,
+            task.options if task else None,
+            args=args,
+            kwargs=kwargs or {},
+            options=call_options(name, options),
         )
         return send(self, message, retry=retry, timeout=timeout)
 
@@ -223,7 +228,7 @@ class Ekiden(TaskSet):
         if execution is not None and not allow_join:
             raise MisuseError(
                 f"{execution.request.task} waits for the result of another task; tasks that do can fill a worker and "
-                "wait for ever. Link the tasks instead, or say get(allow_join=True) if the other one runs on other workers."
+                "wait for ever. Link the tasks instead, or say get(allow_join=True) if the other runs on other workers."
             )
 
     # What is opened.
@@ -465,9 +470,8 @@ def _app_in(module: ModuleType, attribute: str, target: str) -> Ekiden:
 
 def target_of(app: Ekiden) -> str | None:
     """``MODULE:APP`` under which another process can import this app, or None for one that is in no module."""
-    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    for module in modules:
-        for attribute, value in list(vars(module).items()):
+    for module in list(sys.modules.values()):
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):  # programs put other things there, too
             if value is app:
                 name = real_module_name(module.__name__, vars(module))
                 if importlib.util.find_spec(name.partition(".")[0]) is not None:

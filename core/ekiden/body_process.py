@@ -212,7 +212,8 @@ class BodyProcess:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._target = target
         self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]
         self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
@@ -421,8 +422,8 @@ class RelayTransport(Transport):
 
     def _refusal(self, what: str) -> MisuseError:
         return MisuseError(
-            f"a body process owns no connection, so it cannot {what}; open one with ekiden.connect({str(self._url)!r}), or "
-            "run the task with pool='thread'."
+            f"a body process owns no connection, so it cannot {what}; open one by ekiden.connect({str(self._url)!r}), "
+            "or run the task with pool='thread'."
         )
 
 

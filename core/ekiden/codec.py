@@ -148,7 +148,8 @@ class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
     """What a stored result's body holds. ``value`` is the return value or the progress that was told, as JSON.
 
-    ``due``, ``args``, ``kwargs``: when the next try is, and with what if not the same, for RETRY. ``children``: ids of the tasks that were sent from its body or ending.
+    ``due``, ``args``, ``kwargs``: when the next try is, and with what if not the same, for RETRY. ``children``: ids of
+    the tasks that were sent from its body or ending.
     Times are wall-clock seconds since the epoch; ``runtime`` is in seconds.
     """
 
@@ -335,7 +336,7 @@ class Parameters:
             raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {error}") from error
 
     def _resolve(self) -> dict[str, Any]:
-        """The parameters whose annotation says more than JSON does, each with its type; ``*`` and ``**`` for the rest."""
+        """The parameters whose annotation says more than JSON does, by name (``*``, ``**``), with their types."""
         try:
             hints = get_type_hints(self._function, include_extras=True)
         except (NameError, TypeError, AttributeError):

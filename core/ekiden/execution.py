@@ -3,7 +3,7 @@
     run, run_async   call a task's body and say what happened: an Outcome
     verdict          what becomes of the message and the result: a pure function, a table
 
-The table, one row per outcome (``_ROWS`` below dispatches on it, and the tests walk it):
+The table, one row per outcome (``verdict`` is this table as code, and the tests walk it):
 
     outcome              stored      published                                    delivery
     Succeeded            SUCCESS     what follows on success                      settled
@@ -50,6 +50,7 @@ from ekiden.errors import (
     Reject,
     Retry,
     TaskArgumentsError,
+    TaskError,
     TaskExpired,
     TaskRejected,
     TaskRevoked,
@@ -260,7 +261,7 @@ def run(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
         outcome = outcome_of(error, policy, request, time.time())
         value = error
     try:
-        return finish(task, request, outcome, value, execution, time.perf_counter() - started)
+        return finish(task, execution, outcome, value, time.perf_counter() - started)
     finally:
         running.reset(token)
 
@@ -279,7 +280,7 @@ async def run_async(task: Task[..., Any], policy: Policy, request: Request) -> O
         outcome = outcome_of(error, policy, request, time.time())
         value = error
     try:
-        return finish(task, request, outcome, value, execution, time.perf_counter() - started)
+        return finish(task, execution, outcome, value, time.perf_counter() - started)
     finally:
         running.reset(token)
 
@@ -323,8 +324,8 @@ def _encoded(value: Any, policy: Policy) -> msgspec.Raw:
         raise _UnstorableError(f"its result cannot be stored: {error}") from error
     if len(body) > policy.result_max_bytes:
         raise _UnstorableError(
-            f"its result has {len(body)} bytes; result_max_bytes allows {policy.result_max_bytes}. Store it elsewhere and "
-            "return where."
+            f"its result has {len(body)} bytes; result_max_bytes allows {policy.result_max_bytes}. Store it elsewhere "
+            "and return where."
         )
     return msgspec.Raw(body)
 
@@ -359,11 +360,10 @@ def outcome_of(error: BaseException, policy: Policy, request: Request, now: floa
     return Failed(failure)
 
 
-def finish(
-    task: Task[..., Any], request: Request, outcome: Outcome, value: Any, execution: Execution, runtime: float
-) -> Outcome:
+def finish(task: Task[..., Any], execution: Execution, outcome: Outcome, value: Any, runtime: float) -> Outcome:
     """What comes after the body: the task's own handlers and the signals. ``value``: what it returned or raised."""
-    if isinstance(outcome, Succeeded | Failed | Retried) and (execution.children or runtime):
+    request = execution.request
+    if isinstance(outcome, Succeeded | Failed | Retried):
         outcome = msgspec.structs.replace(outcome, children=tuple(execution.children), runtime=runtime)
     if task.has_hooks:
         outcome = _call_handlers(task, request, outcome, value)
@@ -487,52 +487,82 @@ class Verdict(msgspec.Struct, frozen=True):
 _SETTLE = Verdict()
 
 
+class _Case(msgspec.Struct, frozen=True):
+    """What a verdict is about. ``call`` and ``policy`` are None for what could not be read or is not known."""
+
+    delivery: Delivery
+    call: Call | None
+    policy: Policy | None
+    context: Context
+
+
 def verdict(
     delivery: Delivery, call: Call | None, policy: Policy | None, outcome: Outcome, context: Context
 ) -> Verdict:
     """What becomes of a message. ``call`` and ``policy`` are None for what could not be read or is not known."""
-    message = delivery.message
+    case = _Case(delivery, call, policy, context)
     match outcome:
         case Succeeded():
-            assert call is not None
-            if not (call.on_success or _stores(call, policy, context)):
-                return _SETTLE
-            follow_ups = _follow_ups(call.on_success, call, outcome.value, "success", context)
-            return Verdict(_result(State.SUCCESS, message, call, policy, outcome, follow_ups, context), follow_ups)
+            return _succeeded(case, outcome)
         case Retried():
-            assert call is not None
-            again = _next_try(message, call, outcome, context)
-            return Verdict(_result(State.RETRY, message, call, policy, outcome, (), context), (again,))
+            return _retried(case, outcome)
         case Failed():
-            dead = dead_letter(delivery, outcome.failure, context.now) if policy is None or policy.dead_letter else None
-            return _failed(State.FAILURE, message, call, policy, outcome, dead, context)
-        case Unprocessable():
-            dead = dead_letter(delivery, outcome.failure, context.now)
-            return _failed(State.FAILURE, message, call, policy, Failed(outcome.failure), dead, context)
-        case Rejected():
-            if outcome.requeue:
-                return Verdict(release=REQUEUE_DELAY)
-            failure = failure_record(TaskRejected(f"rejected: {outcome.reason}"), None)
-            dead = dead_letter(delivery, failure, context.now)
-            return _failed(State.FAILURE, message, call, policy, Failed(failure), dead, context)
+            keeps = policy is None or policy.dead_letter
+            return _failed(case, State.FAILURE, outcome, keep=keeps)
+        case Unprocessable(failure=failure):
+            return _failed(case, State.FAILURE, Failed(failure), keep=True)
+        case Rejected(requeue=True):
+            return Verdict(release=REQUEUE_DELAY)
+        case Rejected(reason=reason):
+            return _failed(case, State.FAILURE, _failure(TaskRejected(f"rejected: {reason}")), keep=True)
         case Expired():
-            failure = failure_record(TaskExpired("expired before a worker could start it"), None)
-            return _failed(State.EXPIRED, message, call, policy, Failed(failure), None, context)
-        case Revoked():
-            failure = failure_record(TaskRevoked("terminated" if outcome.terminated else "revoked"), None)
-            return _failed(State.REVOKED, message, call, policy, Failed(failure), None, context)
-        case Postponed():
-            return Verdict(release=outcome.delay)
+            return _failed(case, State.EXPIRED, _failure(TaskExpired("expired before a worker could start it")))
+        case Revoked(terminated=terminated):
+            return _failed(case, State.REVOKED, _failure(TaskRevoked("terminated" if terminated else "revoked")))
+        case Postponed(delay=delay):
+            return Verdict(release=delay)
         case Ignored() | SecondCopy():
             return _SETTLE
         case AlreadyEnded():
-            stored = stored_outcome(outcome.state, outcome.body)
-            if stored is None:
-                return _SETTLE
-            repeated = verdict(delivery, call, policy, stored, context)
-            return Verdict(None, repeated.publish, None)
+            return _repeated(case, outcome)
         case _:
             assert_never(outcome)
+
+
+def _succeeded(case: _Case, outcome: Succeeded) -> Verdict:
+    call = case.call
+    assert call is not None
+    if not (call.on_success or _stores(case, call)):
+        return _SETTLE
+    follow_ups = _follow_ups(call.on_success, call, outcome.value, "success", case.context)
+    return Verdict(_result(case, State.SUCCESS, outcome, follow_ups), follow_ups)
+
+
+def _retried(case: _Case, outcome: Retried) -> Verdict:
+    assert case.call is not None
+    again = _next_try(case.delivery.message, case.call, outcome, case.context)
+    return Verdict(_result(case, State.RETRY, outcome, ()), (again,))
+
+
+def _failed(case: _Case, state: State, outcome: Failed, *, keep: bool = False) -> Verdict:
+    call = case.call
+    kept = (dead_letter(case.delivery, outcome.failure, case.context.now),) if keep else ()
+    if call is None:
+        return Verdict(None, kept)
+    follow_ups = _follow_ups(call.on_error, call, msgspec.Raw(encode_value(call.id)), "error", case.context)
+    return Verdict(_result(case, state, outcome, follow_ups), (*follow_ups, *kept))
+
+
+def _repeated(case: _Case, outcome: AlreadyEnded) -> Verdict:
+    """What followed from a stored outcome follows again; what arrived the first time is a duplicate to the broker."""
+    stored = stored_outcome(outcome.state, outcome.body)
+    if stored is None:
+        return _SETTLE
+    return Verdict(None, verdict(case.delivery, case.call, case.policy, stored, case.context).publish)
+
+
+def _failure(error: TaskError) -> Failed:
+    return Failed(failure_record(error, None))
 
 
 def stored_outcome(state: str, body: bytes) -> Outcome | None:
@@ -553,42 +583,20 @@ def stored_outcome(state: str, body: bytes) -> Outcome | None:
             return None
 
 
-def _failed(
-    state: State,
-    message: Message,
-    call: Call | None,
-    policy: Policy | None,
-    outcome: Failed,
-    dead: Message | None,
-    context: Context,
-) -> Verdict:
-    kept = () if dead is None else (dead,)
-    if call is None:
-        return Verdict(None, kept)
-    follow_ups = _follow_ups(call.on_error, call, msgspec.Raw(encode_value(call.id)), "error", context)
-    result = _result(state, message, call, policy, outcome, follow_ups, context)
-    return Verdict(result, (*follow_ups, *kept))
-
-
-def _stores(call: Call, policy: Policy | None, context: Context) -> bool:
+def _stores(case: _Case, call: Call) -> bool:
     """Whether this call's result is kept. That of a fenced one is, so that a second copy of it finds it ended."""
-    if not context.stores_results:
+    if not case.context.stores_results:
         return False
-    if call.fenced or policy is None:
+    if call.fenced or case.policy is None:
         return True
-    return not (policy.ignore_result if call.ignore_result is None else call.ignore_result)
+    return not (case.policy.ignore_result if call.ignore_result is None else call.ignore_result)
 
 
 def _result(
-    state: State,
-    message: Message,
-    call: Call,
-    policy: Policy | None,
-    outcome: Succeeded | Failed | Retried,
-    follow_ups: tuple[Message, ...],
-    context: Context,
+    case: _Case, state: State, outcome: Succeeded | Failed | Retried, follow_ups: tuple[Message, ...]
 ) -> StoredResult | None:
-    if not _stores(call, policy, context):
+    call, context = case.call, case.context
+    if call is None or not _stores(case, call):
         return None
     children = (*outcome.children, *(each.id for each in follow_ups)) if follow_ups else outcome.children
     record = OutcomeRecord(
@@ -599,7 +607,7 @@ def _result(
         kwargs=outcome.kwargs if isinstance(outcome, Retried) else None,
         worker=context.worker,
         retries=call.retries,
-        queue=message.queue,
+        queue=case.delivery.message.queue,
         due=outcome.due if isinstance(outcome, Retried) else None,
         done=context.now,
         runtime=outcome.runtime,

@@ -41,7 +41,7 @@ class Signal:
         return f"<Signal {self.name}({', '.join(self.fields)})>"
 
     def connect(self, receiver: AnyReceiver | None = None, sender: Any = None) -> Any:
-        """Call ``receiver`` from now on, for one ``sender`` or (None) for all. Usable as a decorator, with or without ()."""
+        """Call ``receiver`` from now on, for one ``sender`` or (None) for all. Also a decorator."""
         if receiver is None:
             return lambda function: self.connect(function, sender)
         with self._changing:

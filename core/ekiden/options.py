@@ -68,7 +68,8 @@ class Settings:
     task_routes: Routes = field(
         default_factory=dict,
         metadata={
-            "doc": 'Task names or globs, each to a queue name or `{"queue": ..., "priority": ...}`. An exact name wins, then the first glob that fits.'
+            "doc": 'Task names or globs, each to a queue name or `{"queue": ..., "priority": ...}`. An exact name '
+            "wins, then the first glob that fits."
         },
     )
     task_ignore_result: bool = field(
@@ -78,7 +79,8 @@ class Settings:
     task_acks: Acks = field(
         default="late",
         metadata={
-            "doc": "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at most once)."
+            "doc": "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at "
+            "most once)."
         },
     )
     task_max_retries: Annotated[int, Meta(ge=0)] | None = field(
@@ -100,7 +102,7 @@ class Settings:
     task_max_deliveries: Count = field(
         default=5,
         metadata={
-            "doc": "Hand-outs of one message, each ended by the death of its worker, before it goes to the dead letters."
+            "doc": "Hand-outs of one message, each ended by its worker's death, before it goes to the dead letters."
         },
     )
     task_dead_letter: bool = field(
@@ -419,7 +421,8 @@ def read_route(pattern: str, target: str | Mapping[str, Any]) -> Route:
     unknown = set(target) - {"queue", "priority"}
     if unknown:
         raise ConfigurationError(
-            f"task_routes[{pattern!r}]: there is no {sorted(unknown)[0]!r}; a route is a queue name, or has queue and priority."
+            f"task_routes[{pattern!r}]: there is no {sorted(unknown)[0]!r}; a route is a queue name, or has queue and "
+            "priority."
         )
     try:
         route = msgspec.convert({**target, "pattern": pattern}, Route)

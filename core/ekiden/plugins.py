@@ -62,6 +62,16 @@ def backend_class(url: BrokerURL) -> type[Backend]:
     raise _not_a(Backend, found, url)
 
 
+def check_shared(*urls: BrokerURL) -> None:
+    """Raise ConfigurationError for a URL whose messages or results no other process would see."""
+    for url in urls:
+        if url.scheme in installed(TRANSPORTS) and not transport_class(url).description.shared_between_processes:
+            raise ConfigurationError(
+                f"{url} lives inside one process, and no other one would see what is in it: run a worker in the same "
+                "process with app.worker(), or use a broker that processes share, such as sqlite:///tasks.db."
+            )
+
+
 def installed(group: str) -> list[str]:
     """The names registered in an entry-point group, sorted."""
     return sorted({entry.name for entry in importlib.metadata.entry_points(group=group)})

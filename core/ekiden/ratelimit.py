@@ -18,7 +18,7 @@ _KEPT_SECONDS = 3600.0
 
 
 class RateState(msgspec.Struct, frozen=True):
-    """``next_start``: when the next start may be granted. ``next_turn``: what the next one that waits is told to wait for.
+    """When the next start may be granted, and when the turn is of the next one that has to wait.
 
     Both are seconds since the epoch.
     """

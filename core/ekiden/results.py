@@ -141,7 +141,7 @@ class Backend(ABC):
 
     @abstractmethod
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        """Note that ``member`` of the ``size`` members of ``join_id`` arrived, and with what; once, however often called."""
+        """Note that ``member``, of ``size`` members of ``join_id``, arrived with ``outcome``; once, however often."""
 
     @abstractmethod
     def read(self, keys: Sequence[str]) -> list[Record | None]:
@@ -317,7 +317,7 @@ class AsyncResult(Generic[R_co]):
 
     wait = get
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, R_co]:
         stored = self._final
         if stored is None:
             stored = yield from self._source.waiting_thread().wait(self.id).__await__()
@@ -386,7 +386,7 @@ class AsyncResult(Generic[R_co]):
                 return stored
             if deadline is not None and time.monotonic() >= deadline:
                 raise ResultTimeout(
-                    f"task {self.id} had not ended after {timeout:g} s; it is {self.state}. It goes on; ask again later."
+                    f"task {self.id} had not ended after {timeout:g} s; it is {self.state} and goes on; ask later."
                 )
 
     def _value_of(self, stored: StoredResult) -> Any:

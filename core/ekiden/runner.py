@@ -108,7 +108,7 @@ class Runner:
             interrupt()
 
     def close(self, grace: float) -> bool:
-        """End every thread and process. Bodies that are still running get ``grace`` seconds; False if one would not end."""
+        """End every thread and process. Running bodies get ``grace`` seconds; False if one would not end."""
         for _ in self._threads:
             self._waiting.put(None)
         deadline = time.monotonic() + grace
@@ -209,7 +209,7 @@ class Runner:
         if self._abandoning:
             return outcome  # nobody looks at it: the message goes back
         runtime = time.monotonic() - began
-        return finish(work.task, work.request, outcome, error, Execution(work.request, []), runtime)
+        return finish(work.task, Execution(work.request, []), outcome, error, runtime)
 
     def _answer(self, ask: Ask) -> Answer:
         conf = self._app.conf
@@ -293,7 +293,7 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, error: B
 
 
 class BodyProcesses:
-    """The body processes of one worker: taken for one body at a time, kept for the next. ``_mutex`` guards both sets."""
+    """The body processes of one worker: taken for one body, kept for the next. ``_mutex`` guards both sets."""
 
     def __init__(self, target: str | None) -> None:
         self._target = target

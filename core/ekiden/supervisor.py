@@ -182,7 +182,8 @@ class Supervisor:
         self._events.put(_Ended(slot, process.wait()))
 
     def _ended(self, slot: _Slot, code: int) -> None:
-        assert slot.process is not None and slot.process.stdin is not None
+        assert slot.process is not None
+        assert slot.process.stdin is not None
         pid, lived = slot.process.pid, time.monotonic() - slot.started
         slot.process.stdin.close()
         slot.process = None

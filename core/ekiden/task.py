@@ -191,10 +191,10 @@ class Task(Generic[P, R]):
     def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any] | Signature], **options: Any
     ) -> list[AsyncResult[R]]:
-        """Send many calls in few round trips: each a tuple of positional, a mapping of keyword arguments, or a signature.
+        """Send many calls in few round trips: each a tuple of arguments, a mapping of keywords, or a signature.
 
-        ``options`` are those of ``apply_async`` and hold for all but signatures, which bring their own. ``calls`` may be a generator of any length; what was
-        sent before an error stays sent.
+        ``options`` are those of ``apply_async`` and hold for all but signatures, which bring their own. ``calls`` may
+        be a generator of any length; what was sent before an error stays sent.
         """
         app = self._find_app(self.name)
         retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
@@ -230,8 +230,8 @@ class Task(Generic[P, R]):
                 return self._message(app, (), call, shared)
             case _:
                 raise TaskArgumentsError(
-                    f"{self.name}.enqueue_many() takes a tuple or mapping of arguments, or a signature, for each call, not "
-                    f"{call!r}; write ({call!r},)."
+                    f"{self.name}.enqueue_many() takes a tuple or mapping of arguments, or a signature, for each call, "
+                    f"not {call!r}; write ({call!r},)."
                 )
 
     def _message(self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Message:
@@ -239,7 +239,7 @@ class Task(Generic[P, R]):
         declared = self.options.typing
         if app.conf.task_typing if declared is UNSET else declared:
             self.parameters.check(self.name, args, kwargs)
-        return compose(app.conf, self.name, self.options, args, kwargs, options)
+        return compose(app.conf, self.name, self.options, args=args, kwargs=kwargs, options=options)
 
     # Signing.
 
@@ -291,7 +291,7 @@ class Task(Generic[P, R]):
         """Tries after the first; None is without end."""
         return policy(self.app.conf, self.options).max_retries
 
-    def retry(
+    def retry(  # noqa: PLR0917 - Celery's order
         self,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
@@ -360,7 +360,9 @@ class Task(Generic[P, R]):
     def on_retry(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Called by the worker when there will be one more try."""
 
-    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+    def after_return(  # noqa: PLR0917 - Celery's order
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
         """Called by the worker last, after the body and the handler for how it ended."""
 
 
@@ -427,6 +429,7 @@ def compose(
     conf: Settings,
     task_name: str,
     declared: TaskOptions | None,
+    *,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: CallOptions,
@@ -537,8 +540,7 @@ def _steps(link: Signature | Sequence[Signature], now: float) -> tuple[Any, ...]
 
 def _headers(task_name: str, headers: Mapping[str, HeaderValue]) -> dict[str, HeaderValue]:
     for name, value in headers.items():
-        # A program without a type checker may give anything.
-        if not (isinstance(name, str) and isinstance(value, str | int | float | bool | None)):
+        if not isinstance(value, str | int | float | bool | None):
             raise TaskArgumentsError(
                 f"{task_name}: the header {name!r} cannot carry {value!r}; headers are text, numbers, booleans or None."
             )

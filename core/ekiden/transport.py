@@ -125,7 +125,7 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close every consumer, listener and connection. May be called again; never raises for a broker that is gone."""
+        """Close every consumer, listener and connection. May be called again; never raises for a lost broker."""
 
     @abstractmethod
     def forget(self) -> None:

@@ -27,7 +27,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """A parsed URL. ``path`` is percent-decoded and without its first slash; ``str()`` and ``repr()`` hide the password.
+    """A parsed URL. ``path`` is percent-decoded, without its first slash. ``str()`` and ``repr()`` hide the password.
 
     ``text`` is the URL as it was given, for a client library that parses it again. It holds the password.
     """

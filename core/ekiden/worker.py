@@ -102,7 +102,7 @@ class Worker:
         self.last_tick = time.monotonic()
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Claim no more, give back what has not started, let the rest finish within the grace; ``at_once`` without it."""
+        """Claim no more, give back what has not started, let the rest finish; ``at_once``: do not wait for it."""
         if at_once:
             self._at_once.set()
         self._stopping.set()
@@ -144,7 +144,15 @@ class Worker:
         settler.start()
         runner.start()
         ears.start()
-        receiver = _Receiver(self, app, consumer, backend, settler, runner, self._policies)
+        receiver = _Receiver(
+            self,
+            app,
+            consumer=consumer,
+            backend=backend,
+            settler=settler,
+            runner=runner,
+            policies=self._policies,
+        )
         hooks.worker_ready.send(self.name)
         self.ready.set()
         logger.info("%s is ready: queues %s, %d threads", self.name, ", ".join(self.queues), self.threads)
@@ -166,7 +174,7 @@ class Worker:
         self._room.clear()
 
     def wanted_in_hand(self, settler: Settler) -> int:
-        """How many deliveries are to be in hand: what will start within a tenth of a second, and one for each thread."""
+        """How many deliveries are to be in hand: what will start within a tenth of a second, and one a thread."""
         now = time.monotonic()
         elapsed = now - self._rate_measured_at
         if elapsed >= _RATE_WINDOW_SECONDS:
@@ -245,6 +253,7 @@ class _Receiver:
         self,
         worker: Worker,
         app: Ekiden,
+        *,
         consumer: Consumer,
         backend: Backend | None,
         settler: Settler,
@@ -436,7 +445,8 @@ class _Ears:
             self._thread.join()
 
     def _run(self) -> None:
-        assert self._listener is not None and self._backend is not None
+        assert self._listener is not None
+        assert self._backend is not None
         pause = threading.Event()
         while not self._closed:
             try:

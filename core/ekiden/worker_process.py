@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _say(target: str, error: EkidenError) -> None:
-    print(f"ekiden worker {target}: {error}", file=sys.stderr)
+    sys.stderr.write(f"ekiden worker {target}: {error}\n")
 
 
 def _obey(worker: Worker) -> None:
