@@ -105,9 +105,9 @@ class Waits:
 
     def _start(self) -> None:
         """The caller holds the lock."""
-        self._bell = self._bells.bell((RESULTS,))
         newest = self._database.read(statements.NEWEST_RESULT)
         self._seen_up_to = newest[0][0] if newest else 0
+        self._bell = self._bells.bell((RESULTS,))
         self._forget_at = time.monotonic() + PENDING_KEPT_SECONDS
         self._thread = threading.Thread(target=self._run, args=(self._bell,), name="ekiden-sqlite-results", daemon=True)
         self._thread.start()
