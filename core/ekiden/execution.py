@@ -73,7 +73,7 @@ _LONGEST_ERROR_HEADER = 1000
 _NULL = msgspec.Raw(b"null")
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """The call that is being executed, as the task sees it: ``self.request``. The names are Celery's.
 
     ``called_directly`` is True where the function was simply called, outside any worker.
@@ -157,7 +157,7 @@ running: ContextVar[Execution | None] = ContextVar("ekiden_running", default=Non
 # Outcomes.
 
 
-class Succeeded(msgspec.Struct, frozen=True, tag=True):
+class Succeeded(msgspec.Struct, frozen=True, tag=True, gc=False):
     """The body returned; ``value`` is what, as JSON."""
 
     value: msgspec.Raw = _NULL
@@ -473,7 +473,7 @@ class Context(msgspec.Struct, frozen=True):
     stores_results: bool = True
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What is to be done: store ``result``; then settle the delivery with ``publish``, or release it after ``release``.
 
     ``release`` is None for settling, else the delay in seconds.
@@ -487,7 +487,7 @@ class Verdict(msgspec.Struct, frozen=True):
 _SETTLE = Verdict()
 
 
-class _Case(msgspec.Struct, frozen=True):
+class _Case(msgspec.Struct, frozen=True, gc=False):
     """What a verdict is about. ``call`` and ``policy`` are None for what could not be read or is not known."""
 
     delivery: Delivery

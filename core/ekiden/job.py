@@ -11,7 +11,7 @@ from ekiden.signature import Call
 from ekiden.task import Task
 
 
-class Work(msgspec.Struct, frozen=True):
+class Work(msgspec.Struct, frozen=True, gc=False):
     """What it takes to run a call: the task it is of, that task's policy, and the request its body sees."""
 
     call: Call

@@ -25,7 +25,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from typing import Generic, TypeVar
 
@@ -209,7 +209,7 @@ class MemoryConsumer(Consumer):
         self.lease = lease
         # Every lease is equally long, so the order of handing out and extending is the order in which they end.
         self.leased: OrderedDict[int, _Held] = OrderedDict()
-        self.queues = deque(broker.queue(queue) for queue in dict.fromkeys(queues))
+        self.queues = [broker.queue(queue) for queue in dict.fromkeys(queues)]
         self.called = threading.Condition(broker.lock)
         self._broker = broker
         self._prefetch = prefetch
@@ -277,21 +277,18 @@ class MemoryConsumer(Consumer):
         self._broker.next_lease_end = min(self._broker.next_lease_end, lease_end)
         return [self._hand_out(held, lease_end) for held in self._next_in_turn(room)]
 
-    def _next_in_turn(self, room: int) -> Iterator[_Held]:
+    def _next_in_turn(self, room: int) -> list[_Held]:
         wall_clock = time.time()
-        waiting = [queue for queue in self.queues if queue.has_ready(wall_clock)]
-        while waiting and room > 0:
-            share = room if self._strict else max(1, room // len(waiting))
-            for queue in waiting:
-                taken = queue.take(min(share, room))
-                room -= len(taken)
-                yield from taken
-                if room <= 0:
-                    break
-            if not self._strict:
-                # Whose turn it was goes to the back.
-                self.queues.rotate(-1 - self.queues.index(queue))
-            waiting = [queue for queue in waiting if queue.has_ready(wall_clock)]
+        taken: list[_Held] = []
+        for queue in list(self.queues):
+            if len(taken) == room:
+                break
+            if queue.has_ready(wall_clock):
+                taken += queue.take(room - len(taken))
+                if not self._strict:
+                    self.queues.remove(queue)
+                    self.queues.append(queue)  # who was served stands at the back
+        return taken
 
     def _hand_out(self, held: _Held, lease_end: float) -> Delivery:
         tag = next(self._broker.tags)

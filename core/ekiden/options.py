@@ -172,13 +172,13 @@ class Settings:
     )
 
     def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, checked_setting(name, value))
+        known_name, known_value = translated_setting(name, value)
+        object.__setattr__(self, known_name, checked_setting(known_name, known_value))
 
     def update(self, values: Mapping[str, object] | None = None, **more: object) -> None:
         """Assign several settings at once. Celery's names are taken where they mean the same."""
         for name, value in {**(values or {}), **more}.items():
-            known_name, known_value = translated_setting(name, value)
-            setattr(self, known_name, known_value)
+            setattr(self, name, value)
 
 
 def setting_docs() -> Iterable[tuple[str, str, object, str]]:
@@ -229,7 +229,53 @@ _INSTEAD = {
     "result_extended": "results always tell task, queue and worker; delete the line",
     "result_persistent": "results are as durable as their backend; delete the line",
     "worker_hijack_root_logger": "the root logger is left alone if it has a handler; delete the line",
+    "timezone": "times are UTC inside, and eta takes a datetime that says its time zone; delete the line",
+    "task_cls": "give each task base=",
+    "task_store_errors_even_if_ignored": "failed calls are kept in the dead letters; see task_dead_letter",
+    "task_compression": "messages are not compressed; delete the line",
+    "task_default_delivery_mode": "messages are as durable as their broker; delete the line",
+    "task_inherit_parent_priority": "give priority= to the call",
+    "task_protocol": "there is one format; delete the line",
+    "task_remote_tracebacks": "an exception that get() raises always carries the worker's traceback; delete the line",
+    "task_store_eager_result": "what apply() returns is the result; delete the line",
+    "broker_read_url": "broker_url",
+    "broker_write_url": "broker_url",
+    "broker_use_ssl": "say it in the broker's URL: its scheme, and options after ?",
+    "result_compression": "results are not compressed; delete the line",
+    "worker_disable_rate_limits": "tasks without rate_limit have none; delete the line",
+    "worker_eta_task_limit": "the broker holds what is not due, and workers hold none of it; delete the line",
+    "worker_log_format": "--log-format text or json; or configure logging before the worker does",
+    "worker_task_log_format": "--log-format text or json; or configure logging before the worker does",
+    "worker_redirect_stdouts": "standard output is left alone; delete the line",
+    "worker_soft_shutdown_timeout": "worker_grace: what has not ended by then comes back",
+    "worker_state_db": "revocations are records in the backend; delete the line",
 }
+_INSTEAD_BY_PREFIX = {
+    "beat_": "there are no schedules yet; have a timer of the system send the task",
+    "broker_": "say it in the broker's URL, or delete the line",
+    "result_backend_": "say it in the backend's URL, or delete the line",
+    "control_": "revocations are records in the backend; delete the line",
+    "event_": "use ekiden.signals",
+    "security_": "messages are JSON and run no code; who may write them is the broker's to say",
+    "worker_": "see the settings that begin with worker_",
+}
+_INSTEAD_BY_PREFIX |= dict.fromkeys(
+    (
+        "arangodb_",
+        "azureblockblob_",
+        "cache_",
+        "cassandra_",
+        "cosmosdbsql_",
+        "couchbase_",
+        "database_",
+        "elasticsearch_",
+        "gcs_",
+        "mongodb_",
+        "redis_",
+        "s3_",
+    ),
+    "say it in its URL: result_backend, with options after ?",
+)
 
 
 def translated_setting(name: str, value: object) -> tuple[str, object]:
@@ -240,12 +286,19 @@ def translated_setting(name: str, value: object) -> tuple[str, object]:
     lowered = name.lower()
     if lowered == "task_acks_late":
         return "task_acks", "late" if value else "early"
-    if lowered in _INSTEAD:
-        raise ConfigurationError(f"ekiden has no setting {name!r}: {_INSTEAD[lowered]}.")
     known = _SAME_MEANING.get(lowered, lowered)
     if known not in _SETTING_TYPES:
-        raise ConfigurationError(f"ekiden has no setting {name!r}{_did_you_mean(lowered, _SETTING_TYPES)}")
+        raise ConfigurationError(f"ekiden has no setting {name!r}{_instead_of_setting(lowered)}")
     return known, value
+
+
+def _instead_of_setting(name: str) -> str:
+    if name in _INSTEAD:
+        return f": {_INSTEAD[name]}."
+    meant = _did_you_mean(name, _SETTING_TYPES)
+    if meant != ".":
+        return meant
+    return next((f": {advice}." for prefix, advice in _INSTEAD_BY_PREFIX.items() if name.startswith(prefix)), ".")
 
 
 def checked_setting(name: str, value: object, *, from_text: bool = False) -> object:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 R_co = TypeVar("R_co", covariant=True)
 
 
-class StoredResult(msgspec.Struct, frozen=True):
+class StoredResult(msgspec.Struct, frozen=True, gc=False):
     """What a backend keeps of a task: its state, which try (``step``: 0 for the first) it is of, and encoded bytes.
 
     ``expires`` is how many seconds from the moment of storing it is kept; None is for ever.

@@ -46,7 +46,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     on_error: tuple[Step, ...] = ()
 
 
-class Call(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
+class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
     """What the body of a task's message holds.
 
     Times are wall-clock seconds since the epoch. ``retries`` counts the tries before this one. ``root`` is the task id

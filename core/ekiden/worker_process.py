@@ -7,6 +7,7 @@ reaches the whole group of processes, and only the supervisor decides what it me
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ def main() -> None:
     _obey(worker)
     if plan.beat_file is not None:
         _beat(worker, plan.beat_file)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, so the collector need not look at it again and again
     try:
         clean = worker.run()
     except ConfigurationError as error:
