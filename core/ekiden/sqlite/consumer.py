@@ -120,7 +120,9 @@ class SQLiteConsumer(Consumer):
         self._drop([ending.delivery for _, ending, _ in going])
         for index in lost:
             answers[going[index][0]] = LOST
-        self._ring({row[0] for _, _, rows in going for row in rows})
+        followed = {row[0] for _, _, rows in going for row in rows}
+        if followed:
+            self._ring(followed)
         return answers
 
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
@@ -274,12 +276,14 @@ class SQLiteConsumer(Consumer):
         """Settle ``endings`` in one transaction; returns which of them are lost."""
         if not endings:
             return []
+        follow_ups = [row for _, rows in endings for row in rows]
         try:
             with self._database.write() as connection:
                 for claim, held in _by_claim([delivery for delivery, _ in endings]).items():
                     if connection.execute(statements.SETTLE, (str(held), claim)).rowcount != len(held):
                         raise NotAll
-                insert(connection, existing_only(connection, [row for _, rows in endings for row in rows], now))
+                if follow_ups:
+                    insert(connection, existing_only(connection, follow_ups, now))
                 return []
         except NotAll:
             pass
