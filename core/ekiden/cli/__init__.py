@@ -1,0 +1,51 @@
+"""The ``ekiden`` command. Every mistake is one sentence on standard error and a non-zero exit status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ekiden import __version__
+from ekiden.cli.calls import call, result, revoke
+from ekiden.cli.dead import dead
+from ekiden.cli.demo import demo
+from ekiden.cli.diagnosis import transports
+from ekiden.cli.queues import purge, queues
+from ekiden.cli.worker import worker
+from ekiden.errors import EkidenError
+
+
+class Commands(click.Group):
+    """Says what ekiden refuses in one sentence. Anything else is a bug, and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except EkidenError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ekiden")
+def ekiden() -> None:
+    """Tasks and messages over any broker, chosen by URL.
+
+    MODULE:APP names your app as Python imports it from here: app in shop.py is shop:app.
+
+    \b
+    ekiden worker shop:app                                run its tasks
+    ekiden call shop:app add --args '[1, 2]' --wait 10    call one of them
+    ekiden explain shop:app add                           what happens to such a call, step by step
+    ekiden doctor shop:app                                what is wrong, if something is
+    """
+
+
+for command in (worker, call, result, revoke, queues, purge, dead, transports, demo):
+    ekiden.add_command(command)
+
+
+def main() -> None:
+    """The entry point."""
+    ekiden(prog_name="ekiden")

@@ -1,0 +1,65 @@
+"""``ekiden queues`` and ``ekiden purge``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ekiden.app import Ekiden
+from ekiden.cli.output import app_argument, json_option, open_app, plural, print_json, print_table
+from ekiden.message import DEAD_SUFFIX
+
+
+@click.command()
+@app_argument
+@json_option
+def queues(target: str, as_json: bool) -> None:
+    """How many messages are in the app's queues, and in the dead letters of each.
+
+    \b
+    ekiden queues shop:app
+
+    ready: may start now. delayed: not yet due, or to be tried again later. leased: a worker has it in hand.
+    A question mark is what this broker cannot count.
+    """
+    with open_app(target) as app:
+        rows = [depth_row(app, name) for queue in app.queues() for name in (queue, queue + DEAD_SUFFIX)]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows)
+
+
+def depth_row(app: Ekiden, queue: str) -> dict[str, object]:
+    """What a queue holds."""
+    depth = app.transport.depth(queue)
+    return {"queue": queue, "ready": depth.ready, "delayed": depth.delayed, "leased": depth.leased}
+
+
+@click.command()
+@app_argument
+@click.argument("queue")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(target: str, queue: str, yes: bool) -> None:
+    """Delete the messages of a queue that no worker has in hand.
+
+    \b
+    ekiden purge shop:app emails
+    ekiden purge shop:app emails --yes                    in a script
+    """
+    with open_app(target) as app:
+        delete_messages(app, queue, yes=yes)
+
+
+def delete_messages(app: Ekiden, queue: str, *, yes: bool) -> None:
+    """Purge, after asking on a terminal; without one ``--yes`` is the answer."""
+    depth = app.transport.depth(queue)
+    held = (depth.ready or 0) + (depth.delayed or 0)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"this deletes what is in {queue}; say --yes, because nobody can be asked here.")
+        click.confirm(f"Delete {plural(held, 'message')} of {queue}?", abort=True)
+    deleted = app.transport.purge(queue)
+    left = f"; {depth.leased} that workers have in hand stay" if depth.leased else ""
+    click.echo(f"{plural(deleted, 'message')} of {queue} deleted{left}.")

@@ -1,0 +1,136 @@
+"""``ekiden worker``: starts the supervisor, which imports no app and opens no broker."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from ekiden.errors import ConfigurationError
+from ekiden.logs import configure_logging
+from ekiden.options import ENVIRONMENT_PREFIX, Settings, check_queue_name, checked_setting
+from ekiden.plan import WorkerOptions
+from ekiden.supervisor import Supervisor, SupervisorOptions
+
+_AT_LEAST_ONE = click.IntRange(min=1)
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:APP")
+@click.option("--queues", help="Queues to serve in turn: a,b. Or in strict order: 'a>b'.  [default: all of the app]")
+@click.option("--processes", type=_AT_LEAST_ONE, help="Worker processes.  [default: one per core]")
+@click.option("--threads", type=_AT_LEAST_ONE, help="`def` tasks at once in each process.  [default: 8]")
+@click.option("--async-concurrency", type=_AT_LEAST_ONE, help="`async def` tasks at once in each.  [default: 100]")
+@click.option("--pool", type=click.Choice(["thread", "process"]), help="Where bodies of `def` tasks run.")
+@click.option("--burst", is_flag=True, help="End when nothing is ready or running any more.")
+@click.option("--max-tasks-per-process", type=_AT_LEAST_ONE, help="Replace a process after so many tasks.")
+@click.option("--max-memory-per-process", type=_SECONDS, metavar="MB", help="Replace a process that outgrows this.")
+@click.option("--grace", type=click.FloatRange(min=0), help="Seconds running tasks get at a stop.  [default: 30]")
+@click.option("--lease", type=_SECONDS, help="Seconds a message is a worker's; renewed meanwhile.  [default: 60]")
+@click.option("--prefetch", type=_AT_LEAST_ONE, help="Messages in hand at most, in each process.  [default: 512]")
+@click.option("--name", help="The worker's name, unlike every other's.  [default: host and process id]")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--reload",
+    "reload_path",
+    type=click.Path(exists=True),
+    is_flag=False,
+    flag_value=".",
+    metavar="[PATH]",
+    help="Start anew when a Python file changes below PATH, or here. For development.",
+)
+@click.option("--liveness-file", type=click.Path(dir_okay=False), help="A file to touch while all processes are well.")
+def worker(
+    *,
+    target: str,
+    queues: str | None,
+    processes: int | None,
+    threads: int | None,
+    async_concurrency: int | None,
+    pool: str | None,
+    burst: bool,
+    max_tasks_per_process: int | None,
+    max_memory_per_process: float | None,
+    grace: float | None,
+    lease: float | None,
+    prefetch: int | None,
+    name: str | None,
+    log_level: str,
+    log_format: str,
+    reload_path: str | None,
+    liveness_file: str | None,
+) -> None:
+    """Run the tasks of an app, until Ctrl-C or SIGTERM.
+
+    The first one lets running tasks finish, a second one ends them at once. Whatever becomes of a worker, no message
+    is lost: what it had in hand comes back.
+
+    \b
+    ekiden worker shop:app
+    ekiden worker shop:app --queues emails,default --processes 2 --threads 16
+    ekiden worker shop:app --reload                       while you develop
+    ekiden worker shop:app --burst                        work off what is there
+
+    What is not said here comes from the app's settings; worker_processes, worker_grace and worker_liveness_file from
+    the environment (EKIDEN_WORKER_PROCESSES, ...), because this process does not import your app.
+    """
+    configure_logging(log_level, log_format)
+    names, strict = queue_names(queues)
+    options = SupervisorOptions(
+        processes=processes or _environment("worker_processes") or cores(),
+        grace=_environment("worker_grace") if grace is None else grace,
+        liveness_file=liveness_file or _environment("worker_liveness_file"),
+        log_level=log_level,
+        log_format=log_format,
+        reload_paths=() if reload_path is None else (reload_path,),
+        worker=WorkerOptions(
+            queues=names,
+            strict=strict,
+            threads=threads,
+            async_concurrency=async_concurrency,
+            prefetch=prefetch,
+            pool=pool,
+            lease=lease,
+            name=name,
+            burst=burst,
+            max_tasks=max_tasks_per_process,
+            max_memory_mb=max_memory_per_process,
+        ),
+    )
+    sys.exit(Supervisor(target, options).run())
+
+
+def queue_names(text: str | None) -> tuple[tuple[str, ...], bool]:
+    """What ``--queues`` says: the names, and whether their order is strict. Raises ConfigurationError."""
+    if text is None:
+        return (), False
+    if ">" in text and "," in text:
+        raise ConfigurationError(
+            f"--queues {text!r}: write 'a,b' for queues in turn or 'a>b' for a strict order, not both."
+        )
+    names = tuple(name.strip() for name in text.split(">" if ">" in text else ","))
+    for name in names:
+        check_queue_name(name)
+    return names, ">" in text
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _environment(setting: str):  # type: ignore[no-untyped-def]  # each setting has its own type
+    """A setting as far as it can be known without the app: from the environment, else its default."""
+    variable = f"{ENVIRONMENT_PREFIX}{setting.upper()}"
+    text = os.environ.get(variable)
+    if text is None:
+        return getattr(Settings(), setting)
+    try:
+        return checked_setting(setting, text, from_text=True)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"environment variable {variable}: {error}") from error
