@@ -113,7 +113,8 @@ def run(store: Store, crawl: Crawl, directory: Path, *, rate: float | None, kill
     }
     if store.counts().known == 1 or queue_is_empty():
         tasks.enqueue(str(directory), crawl.id, store.waiting())
-    with Worker(directory, target=f"{tasks.__name__}:app", environment=environment) as worker, progress() as shown:
+    worker = Worker(directory, target=f"{tasks.__name__}:app", name=f"scraper-{crawl.id}", environment=environment)
+    with worker, progress() as shown:
         follow(store, worker, shown, kill=kill)
 
 

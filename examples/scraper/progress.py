@@ -94,5 +94,5 @@ def progress() -> Progress:
 
 def queue_text(depth: Depth) -> str:
     """The queue in words, without what the broker cannot count."""
-    numbers = {"ready": depth.ready, "to be tried again": depth.delayed, "in hand": depth.leased}
+    numbers = {"ready": depth.ready, "not yet due": depth.delayed, "in hand": depth.leased}
     return ", ".join(f"{number} {what}" for what, number in numbers.items() if number is not None)

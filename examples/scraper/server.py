@@ -64,6 +64,9 @@ class SiteServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}{FRONT_PAGE}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: it is the crawler, killed in the middle of a page or impatient, that has gone away."""
+
     def count_asked(self, path: str) -> int:
         """How often this path has been asked for, this time included."""
         with self.lock:

@@ -16,11 +16,13 @@ PATIENCE_SECONDS = 20.0
 class Worker:
     """Starts with the ``with`` block and is stopped at its end. Owned by the thread that made it.
 
-    It runs in a process group of its own, so that Ctrl-C reaches this program only, which then stops it in order.
+    It runs in a process group of its own, so that Ctrl-C reaches this program only, which then stops it in order. Under
+    its ``name`` it takes over at once what a dead worker of that name had in hand.
     """
 
-    def __init__(self, directory: Path, *, target: str, environment: dict[str, str]) -> None:
-        self._command = [sys.executable, "-m", "ekiden", "worker", target, "--queues", "fetch", "--processes", "1"]
+    def __init__(self, directory: Path, *, target: str, name: str, environment: dict[str, str]) -> None:
+        arguments = ["worker", target, "--queues", "fetch", "--processes", "1", "--name", name]
+        self._command = [sys.executable, "-m", "ekiden", *arguments]
         self._environment = {**os.environ, **environment}
         self.log = directory / LOG_NAME
 
