@@ -14,7 +14,7 @@ import difflib
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -252,12 +252,11 @@ _INSTEAD = {
 }
 _INSTEAD_BY_PREFIX = {
     "beat_": "there are no schedules yet; have a timer of the system send the task",
-    "broker_": "say it in the broker's URL, or delete the line",
-    "result_backend_": "say it in the backend's URL, or delete the line",
+    "broker_": "say it in broker_url, as options after ?",
+    "result_backend_": "say it in result_backend, as options after ?",
     "control_": "revocations are records in the backend; delete the line",
     "event_": "use ekiden.signals",
     "security_": "messages are JSON and run no code; who may write them is the broker's to say",
-    "worker_": "see the settings that begin with worker_",
 }
 _INSTEAD_BY_PREFIX |= dict.fromkeys(
     (
@@ -295,10 +294,8 @@ def translated_setting(name: str, value: object) -> tuple[str, object]:
 def _instead_of_setting(name: str) -> str:
     if name in _INSTEAD:
         return f": {_INSTEAD[name]}."
-    meant = _did_you_mean(name, _SETTING_TYPES)
-    if meant != ".":
-        return meant
-    return next((f": {advice}." for prefix, advice in _INSTEAD_BY_PREFIX.items() if name.startswith(prefix)), ".")
+    by_prefix = (f": {advice}." for prefix, advice in _INSTEAD_BY_PREFIX.items() if name.startswith(prefix))
+    return next(by_prefix, _did_you_mean(name, _SETTING_TYPES))
 
 
 def checked_setting(name: str, value: object, *, from_text: bool = False) -> object:
@@ -373,7 +370,6 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 _TASK_INSTEAD = {
-    "acks_late": 'acks="late" (the default) or acks="early"',
     "reject_on_worker_lost": "nothing: a message always comes back when its worker dies",
     "serializer": "nothing: messages are JSON",
     "compression": "nothing: messages are JSON",
@@ -385,11 +381,20 @@ _TASK_INSTEAD = {
     "retries": "max_retries=",
     "retry": "max_retries= and autoretry_for=",
     "timeout": "time_limit=",
+    "pydantic": "nothing: arguments are converted by their annotations",
+    "backend": "result_backend of the app",
+    "trail": "nothing: results always know their children",
 }
 
 
 def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions:
-    """Check what ``@app.task`` was given. Raises ConfigurationError naming the task, the option and what was meant."""
+    """Check what ``@app.task`` was given. Raises ConfigurationError naming the task, the option and what was meant.
+
+    Celery's ``acks_late`` is taken, because it means the same as ``acks``.
+    """
+    if "acks_late" in given:
+        others = {name: value for name, value in given.items() if name != "acks_late"}
+        given = {**others, "acks": "late" if given["acks_late"] else "early"}
     for name in given:
         if name not in TaskOptions.__struct_fields__:
             instead = f"; write {_TASK_INSTEAD[name]}" if name in _TASK_INSTEAD else None
@@ -412,6 +417,18 @@ def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions
     return options
 
 
+def options_of_class(kind: type, below: type) -> dict[str, object]:
+    """What ``kind`` and the classes between it and ``below`` say of their tasks: attributes named like options."""
+    names = {*TaskOptions.__struct_fields__, "acks_late"}
+    said: dict[str, object] = {}
+    for each in reversed(kind.__mro__):
+        if each is not below and issubclass(each, below):
+            said |= {
+                name: value for name, value in vars(each).items() if name in names and not hasattr(value, "__get__")
+            }
+    return said
+
+
 _EXCEPTION_OPTIONS = {"autoretry_for", "dont_autoretry_for", "throws"}
 
 
@@ -424,6 +441,34 @@ def _exception_classes(task_name: str, option: str, given: object) -> tuple[type
 
 
 # Calls.
+
+_CALL_INSTEAD = {
+    "routing_key": "write queue=",
+    "exchange": "write queue=",
+    "serializer": "messages are JSON; leave it out",
+    "compression": "messages are not compressed; leave it out",
+    "retry_policy": "write publish_timeout=, the seconds that all tries may take",
+    "connection": "an app has one connection per process; leave it out",
+    "producer": "an app has one connection per process; leave it out",
+    "publisher": "an app has one connection per process; leave it out",
+    "shadow": "a task has one name; leave it out",
+    "add_to_parent": "results always know their children; leave it out",
+    "root_id": "ekiden sets it; leave it out",
+    "parent_id": "ekiden sets it; leave it out",
+    "reply_to": "results come from the backend; leave it out",
+    "delivery_mode": "messages are as durable as their broker; leave it out",
+    "mandatory": "queues come to be when first used; leave it out",
+    "max_retries": "write it where the task is declared",
+}
+
+
+def unknown_call_option(task_name: str, name: str, known: Sequence[str]) -> ConfigurationError:
+    """The error for an option that no call has; what to write instead of one of Celery's."""
+    if name in _CALL_INSTEAD:
+        return ConfigurationError(f"{task_name}: there is no call option {name!r}: {_CALL_INSTEAD[name]}.")
+    meant = _did_you_mean(name, known)
+    advice = meant if meant != "." else f"; there are {', '.join(known)}."
+    return ConfigurationError(f"{task_name}: there is no call option {name!r}{advice}")
 
 
 class Sending(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from copy import copy
 from datetime import datetime
 from itertools import islice
 from types import MethodType
-from typing import Any, Generic, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
+from typing import Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -29,7 +29,7 @@ from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome,
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
 from ekiden.execution import Request, running
 from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, new_id
-from ekiden.options import Settings, TaskOptions, check_priority, check_queue_name, merge, policy
+from ekiden.options import Settings, TaskOptions, check_priority, check_queue_name, merge, policy, unknown_call_option
 from ekiden.publisher import Publisher, refusal
 from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
 from ekiden.retry import retry_delay, tries_left
@@ -61,7 +61,8 @@ class TaskApp(ResultSource, Sender, Protocol):
 class Task(Generic[P, R]):
     """A task of one app. Subclass it, and declare with ``base=``, to add handlers or attributes.
 
-    ``function`` is what a worker calls (bound to the task with ``bind=True``), ``options`` what was declared.
+    ``run`` is the declared function (bound to the task with ``bind=True``), and ``function`` what a worker calls: the
+    same, or the task itself where a subclass has a ``__call__`` of its own. ``options`` is what was declared.
     """
 
     is_async = False
@@ -78,12 +79,12 @@ class Task(Generic[P, R]):
         self.name = name
         self.options = options
         self.bind = bind
-        self.function: Callable[..., Any] = MethodType(function, self) if bind else function
+        self._declared_function = function
+        self._bind_function()
         self.parameters = Parameters(function, skip_first=bind)
         self.declared_at = _place_of(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.has_hooks = any(getattr(type(self), each) is not getattr(Task, each) for each in _HANDLERS)
-        self._declared_function = function
         self._find_app = find_app
         self._return_kind: Any = UNSET
         self.__name__ = getattr(function, "__name__", name)
@@ -97,7 +98,14 @@ class Task(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here, as if it were no task."""
-        return self.function(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.run(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _bind_function(self) -> None:
+        self.run: Callable[..., Any] = (
+            MethodType(self._declared_function, self) if self.bind else self._declared_function
+        )
+        wraps_calls = type(self).__call__ not in (Task.__call__, AsyncTask.__call__)
+        self.function: Callable[..., Any] = self if wraps_calls else self.run
 
     @property
     def app(self) -> TaskApp:
@@ -108,8 +116,7 @@ class Task(Generic[P, R]):
         """A copy of this task that belongs to another app."""
         copied = copy(self)
         copied._find_app = find_app
-        if self.bind:
-            copied.function = MethodType(self._declared_function, copied)
+        copied._bind_function()
         return copied
 
     # Sending.
@@ -141,6 +148,7 @@ class Task(Generic[P, R]):
         soft_time_limit: float | None = None,
         retry: bool | None = None,
         publish_timeout: float | None = None,
+        **unknown: Never,
     ) -> AsyncResult[R]:
         """Send a call, with options that go over what is declared and configured.
 
@@ -151,6 +159,8 @@ class Task(Generic[P, R]):
         when it failed. ``time_limit``/``soft_time_limit``: seconds. ``retry``: whether to try again while the broker
         is unavailable, and ``publish_timeout`` for how many seconds in all. Raises as ``delay`` does.
         """
+        if unknown:
+            call_options(self.name, unknown)
         app = self._find_app(self.name)
         options = CallOptions(
             countdown=countdown,
@@ -371,7 +381,7 @@ class AsyncTask(Task[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """The coroutine, not yet running."""
-        return self.function(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.run(*args, **kwargs)  # type: ignore[no-any-return]
 
 
 class _LateSender:
@@ -409,9 +419,7 @@ def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
     """Check the names of options. Raises ConfigurationError naming the unknown one."""
     for name in given:
         if name not in CallOptions.__struct_fields__:
-            raise ConfigurationError(
-                f"{task_name}: there is no call option {name!r}; there are {', '.join(CallOptions.__struct_fields__)}."
-            )
+            raise unknown_call_option(task_name, name, (*CallOptions.__struct_fields__, "retry", "publish_timeout"))
     return CallOptions(**given)
 
 

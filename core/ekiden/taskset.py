@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 
 from ekiden.errors import ConfigurationError, MisuseError
 from ekiden.modules import real_module_name
-from ekiden.options import declared_options
+from ekiden.options import declared_options, options_of_class
 from ekiden.task import AsyncTask, Task, TaskApp
 
 P = ParamSpec("P")
@@ -67,8 +67,9 @@ class TaskSet:
         """Declare a function to be a task; as ``@task`` or ``@task(...)``. Returns a Task.
 
         ``name``: else the module's and the function's. ``bind``: the function's first parameter is the task itself.
-        ``base``: a subclass of Task. The other options are those of TaskOptions. Raises ConfigurationError for an
-        option that does not exist or fit, and for a name that another function has.
+        ``base``: a subclass of Task; attributes of it that are named like options are the defaults of these. The other
+        options are those of TaskOptions. Raises ConfigurationError for an option that does not exist or fit, and for a
+        name that another function has.
         """
         if function is None:
             return lambda declared: self.task(declared, name=name, bind=bind, base=base, **options)  # type: ignore[call-overload]
@@ -76,9 +77,11 @@ class TaskSet:
             raise ConfigurationError(f"a task is declared on a function, not on {function!r}.")
         task_name = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
         kind = base or (AsyncTask if inspect.iscoroutinefunction(function) else Task)
-        task = kind(
-            function, name=task_name, options=declared_options(task_name, options), bind=bind, find_app=self._find_app
-        )
+        of_class = options_of_class(kind, Task)
+        declared = declared_options(task_name, {**of_class, **options})
+        task = kind(function, name=task_name, options=declared, bind=bind, find_app=self._find_app)
+        # What the decorator says goes over the class, also for who reads the attribute.
+        vars(task).update({name: options[name] for name in of_class if name in options})
         _check_where_it_runs(task)
         self._add(task)
         return task
