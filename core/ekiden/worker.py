@@ -356,9 +356,11 @@ class _Receiver:
         if policy is None:
             policy = self._policies[call.task] = self._app.policy(task)
         request = Request(call, message.queue, message.priority, delivery.attempt, message.headers, self._worker.name)
-        job = Job(delivery, taken=taken, call=call, work=Work(call, task, policy, request))
+        work = Work(call, task, policy, request)
+        job = Job(delivery, taken=taken, call=call, work=work)
         if call.expires is not None and call.expires <= now:
             job.outcome = Expired()
+            _signal_revoked(work, expired=True)
         elif delivery.attempt > policy.max_deliveries:
             lost = WorkerLostError(
                 f"handed out {policy.max_deliveries} times, and each time the worker that had it died before it ended"
@@ -390,7 +392,7 @@ class _Receiver:
             for job, work in jobs:
                 if work.call.id in revoked:
                     job.outcome = Revoked()
-                    _signal_revoked(work, terminated=False)
+                    _signal_revoked(work)
         fenced = [
             (job, work) for job, work in jobs if job.outcome is None and (work.call.fenced or job.delivery.attempt > 1)
         ]
@@ -532,6 +534,6 @@ def memory_bytes() -> int:
         return 0
 
 
-def _signal_revoked(work: Work, *, terminated: bool) -> None:
+def _signal_revoked(work: Work, *, terminated: bool = False, expired: bool = False) -> None:
     if hooks.task_revoked.receivers:
-        hooks.task_revoked.send(work.task, request=work.request, terminated=terminated, expired=False)
+        hooks.task_revoked.send(work.task, request=work.request, terminated=terminated, expired=expired)
