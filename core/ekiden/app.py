@@ -356,7 +356,7 @@ class Ekiden(TaskSet):
         if task is None:
             raise NotRegistered(f"{call.task} is not a task of {self!r}, so it cannot be applied here.")
         task_policy = self.policy(task)
-        request = Request(call, message.queue, message.priority, 1, message.headers, "apply")
+        request = Request(call, message.queue, message.priority, 1, message.headers, "apply", is_eager=True)
         if task.is_async:
             outcome = _run_coroutine(run_async(task, task_policy, request), task.name)
         else:

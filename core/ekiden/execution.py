@@ -76,7 +76,7 @@ _NULL = msgspec.Raw(b"null")
 class Request(msgspec.Struct, frozen=True, gc=False):
     """The call that is being executed, as the task sees it: ``self.request``. The names are Celery's.
 
-    ``called_directly`` is True where the function was simply called, outside any worker.
+    ``called_directly`` is True where the function was simply called, outside any worker, ``is_eager`` under ``apply``.
     """
 
     call: Call
@@ -86,10 +86,16 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     headers: Mapping[str, HeaderValue] = {}
     hostname: str | None = None
     called_directly: bool = False
+    is_eager: bool = False
 
     @property
     def id(self) -> str:
         """The task's id."""
+        return self.call.id
+
+    @property
+    def correlation_id(self) -> str:
+        """The task's id, as brokers' tools call it."""
         return self.call.id
 
     @property

@@ -211,10 +211,10 @@ class AsyncResult(Generic[R_co]):
     Asking costs a trip to the backend; a final state is remembered and asked for once.
     """
 
-    def __init__(self, id: str, source: ResultSource, *, parent: AsyncResult[Any] | None = None) -> None:  # noqa: A002
+    def __init__(self, id: str, app: ResultSource, *, parent: AsyncResult[Any] | None = None) -> None:  # noqa: A002
         self.id = id
         self.parent = parent
-        self._source = source
+        self._source = app
         self._final: StoredResult | None = None
 
     def __repr__(self) -> str:
@@ -391,8 +391,8 @@ class AsyncResult(Generic[R_co]):
 
     def _value_of(self, stored: StoredResult) -> Any:
         record = decode_outcome(stored.body)
-        if stored.state in EXCEPTION_STATES:
-            return None if record.failure is None else rebuild_exception(record.failure)
+        if record.failure is not None and stored.state in EXCEPTION_STATES:
+            return rebuild_exception(record.failure)
         kind = self._source.return_kind(record.task) if stored.state == State.SUCCESS else Any
         return decode_value(record.value, kind)
 
@@ -410,8 +410,8 @@ class AsyncResult(Generic[R_co]):
 class EagerResult(AsyncResult[R_co]):
     """The result of ``task.apply()``: there already."""
 
-    def __init__(self, id: str, source: ResultSource, stored: StoredResult) -> None:  # noqa: A002
-        super().__init__(id, source)
+    def __init__(self, id: str, app: ResultSource, stored: StoredResult) -> None:  # noqa: A002
+        super().__init__(id, app)
         self._final = stored
 
     def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R_co:
