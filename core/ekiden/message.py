@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Mapping
 from enum import Enum
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -145,6 +144,8 @@ def derived_id(old: str, step: str) -> str:
     A step repeated after a crash therefore collides with itself in the broker instead of doubling, while every
     further step (a second redrive, a fourth retry) starts from another id and gets another one.
     """
+    from hashlib import blake2b  # 3 ms to import, and only workers derive ids
+
     digest = blake2b(f"{old}\n{step}".encode(), digest_size=10).hexdigest()
     prefix = old[:_ID_TIME_DIGITS]
     return (prefix if len(prefix) == _ID_TIME_DIGITS and prefix.isalnum() and prefix.isascii() else "0" * 12) + digest

@@ -10,7 +10,6 @@ CLI flags, environment names, docs and error messages are derived from these cla
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import re
@@ -648,6 +647,8 @@ def check_priority(priority: object) -> None:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    import difflib  # only to help with a mistake
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
 

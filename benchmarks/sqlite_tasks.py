@@ -1,0 +1,140 @@
+"""What a task costs on SQLite, from ``delay()`` to settled, beside plain sqlite3 and beside huey, in one run.
+
+    pip install -e '.[benchmarks]'
+    python benchmarks/sqlite_tasks.py [--tasks N] [--rounds N]
+
+A new user's settings: one worker process started by the command line's supervisor, defaults otherwise. Rates are from
+the first execution to the last, as the bodies saw it. Each figure is the median of the rounds; ratios are of medians.
+huey's worker loses a task that is running when it dies, ekiden's does not; both write with ``synchronous=normal``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlite_transport import Raw
+
+HERE = Path(__file__).parent
+BATCH = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    figures: dict[str, list[float]] = {}
+    for _ in range(options.rounds):
+        for name, measure in MEASURES.items():
+            with tempfile.TemporaryDirectory() as directory:
+                for key, figure in measure(Path(directory), options.tasks).items():
+                    figures.setdefault(f"{name}{key}", []).append(figure)
+    show(figures)
+
+
+def show(figures: dict[str, list[float]]) -> None:
+    middle = {name: statistics.median(values) for name, values in figures.items()}
+    for name, values in figures.items():
+        print(f"{name:44} {middle[name]:12.4g}   ({min(values):.4g} to {max(values):.4g})")
+    print()
+    for text, over, under, wanted in RATIOS:
+        print(f"{text:56} {middle[over] / middle[under]:8.2f}   (wanted: {wanted})")
+
+
+def ours(directory: Path, count: int) -> dict[str, float]:
+    """One process sends, another works; then the same with results stored."""
+    found = run("ekiden_client.py", directory, str(count))
+    return {f" {name}": float(value) for name, value in (line.split() for line in found.splitlines())}
+
+
+def huey(directory: Path, count: int) -> dict[str, float]:
+    """The same with huey's consumer, eight threads and one."""
+    found = run("huey_client.py", directory, str(count // 4))
+    return {f" {name}": float(value) for name, value in (line.split() for line in found.splitlines())}
+
+
+def raw(directory: Path, count: int) -> dict[str, float]:
+    """The least that sqlite3 can do: rows claimed and deleted by the hundred, and rows written."""
+    connection = sqlite3.connect(directory / "raw.db", isolation_level=None)
+    for statement in ("PRAGMA journal_mode=wal", "PRAGMA synchronous=normal", RAW_TABLE, RAW_INDEX):
+        connection.execute(statement)
+    body = b"x" * 120
+    rows = [(f"{number:032x}", 0, body) for number in range(count)]
+    began = time.perf_counter()
+    for start in range(0, count, BATCH):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(RAW_INSERT, rows[start : start + BATCH])
+        connection.execute("COMMIT")
+    written = time.perf_counter()
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        claimed = connection.execute(RAW_CLAIM, (time.time() + 60,)).fetchall()
+        connection.execute("COMMIT")
+        if not claimed:
+            break
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("DELETE FROM job WHERE number = ?", [(number,) for number, _ in claimed])
+        connection.execute("COMMIT")
+    return {" claim 100 + delete 100, per s": count / (time.perf_counter() - written), " insert 100, per s": count / (written - began)}
+
+
+RAW_TABLE = "CREATE TABLE job (number INTEGER PRIMARY KEY, id TEXT UNIQUE, state INTEGER, until REAL, body BLOB)"
+RAW_INDEX = "CREATE INDEX ready ON job (number) WHERE state = 0"
+RAW_INSERT = "INSERT INTO job (id, state, body) VALUES (?, ?, ?)"
+RAW_CLAIM = """
+    UPDATE job SET state = 1, until = ? WHERE number IN (SELECT number FROM job WHERE state = 0 ORDER BY number LIMIT 100)
+    RETURNING number, body
+"""
+
+
+def run(program: str, directory: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(HERE / "programs"), "BENCH_DIRECTORY": str(directory)}
+    finished = subprocess.run(
+        [sys.executable, str(HERE / "programs" / program), *arguments],
+        env=environment,
+        cwd=directory,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    return finished.stdout
+
+
+def same(directory: Path, count: int) -> dict[str, float]:
+    """Plain sqlite3 writing the rows that ekiden writes, under its indexes, and ringing its bell."""
+    writer = Raw(directory / "same.db")
+    began = time.perf_counter()
+    writer.publish(count // 4, 1)
+    one_by_one = time.perf_counter()
+    writer.publish(count, BATCH)
+    by_the_hundred = time.perf_counter()
+    writer.close()
+    return {
+        " row and bell, 1 at a time, per s": count // 4 / (one_by_one - began),
+        " row and bell, 100 at a time, per s": count / (by_the_hundred - one_by_one),
+    }
+
+
+MEASURES: dict[str, Callable[[Path, int], dict[str, float]]] = {"raw": raw, "same": same, "ekiden": ours, "huey": huey}
+
+RATIOS = (
+    ("drain: ekiden / raw claim 100 + delete 100", "ekiden drain", "raw claim 100 + delete 100, per s", ">= 0.35"),
+    ("drain: ekiden / huey's best", "ekiden drain", "huey drain", ">= 8"),
+    ("drain with results: ekiden / ekiden without", "ekiden drain_with_results", "ekiden drain", "> 0.5"),
+    ("delay(): ekiden / the same row and bell", "ekiden delay", "same row and bell, 1 at a time, per s", ">= 0.55"),
+    ("enqueue_many: ekiden / the same rows", "ekiden enqueue_many", "same row and bell, 100 at a time, per s", ">= 0.5"),
+)
+
+
+if __name__ == "__main__":
+    main()
