@@ -179,17 +179,11 @@ class Ekiden(TaskSet):
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Send a call of a task by its name, known here or not; ``options`` are those of ``apply_async``."""
-        retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
         task = self.find_task(name)
-        message = compose(
-            self.conf,
-            name,
-            task.options if task else None,
-            args=args,
-            kwargs=kwargs or {},
-            options=call_options(name, options),
-        )
-        return send(self, message, retry=retry, timeout=timeout)
+        declared = task.options if task else None
+        checked = call_options(name, options)
+        message = compose(self.conf, name, declared, args=args, kwargs=kwargs or {}, options=checked)
+        return send(self, message, checked)
 
     def signature(
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any

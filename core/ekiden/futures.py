@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ekiden.errors import BackendError, MisuseError
 from ekiden.message import Message, Published
+from ekiden.options import Publishing
 from ekiden.results import Backend, StoredResult
 
 _LONGEST_WAIT = 5.0
@@ -22,18 +23,17 @@ _LONGEST_WAIT = 5.0
 class Publish(Protocol):
     """``Publisher.publish``."""
 
-    def __call__(self, messages: Sequence[Message], *, timeout: float, retry: bool) -> list[Published]: ...
+    def __call__(self, messages: Sequence[Message], how: Publishing) -> list[Published]: ...
 
 
 class _Awaited:
     """One async caller's messages and the future that waits for the answer, in its loop."""
 
-    __slots__ = ("future", "loop", "messages", "retry", "timeout")
+    __slots__ = ("future", "how", "loop", "messages")
 
-    def __init__(self, messages: Sequence[Message], timeout: float, retry: bool) -> None:
+    def __init__(self, messages: Sequence[Message], how: Publishing) -> None:
         self.messages = messages
-        self.timeout = timeout
-        self.retry = retry
+        self.how = how
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Published]] = self.loop.create_future()
 
@@ -47,9 +47,9 @@ class PublishingThread:
         self._thread = threading.Thread(target=self._run, name="ekiden-async-publisher", daemon=True)
         self._thread.start()
 
-    async def publish(self, messages: Sequence[Message], timeout: float, retry: bool) -> list[Published]:
+    async def publish(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
         """Publish with whatever else is waiting; the caller's loop runs on meanwhile."""
-        awaited = _Awaited(messages, timeout, retry)
+        awaited = _Awaited(messages, how)
         self._queue.put(awaited)
         return await awaited.future
 
@@ -67,17 +67,23 @@ class PublishingThread:
             while not self._queue.empty():
                 following = self._queue.get()
                 if following is None:
-                    self._publish_group(group)
+                    self._publish_all(group)
                     return
                 group.append(following)
-            self._publish_group(group)
+            self._publish_all(group)
 
-    def _publish_group(self, group: list[_Awaited]) -> None:
+    def _publish_all(self, waiting: list[_Awaited]) -> None:
+        """One publish for all who want it the same way, which is mostly all."""
+        groups: dict[Publishing, list[_Awaited]] = {}
+        for awaited in waiting:
+            groups.setdefault(awaited.how, []).append(awaited)
+        for how, group in groups.items():
+            self._publish_group(group, how)
+
+    def _publish_group(self, group: list[_Awaited], how: Publishing) -> None:
         messages = [message for awaited in group for message in awaited.messages]
         try:
-            answers = self._publish(
-                messages, timeout=max(each.timeout for each in group), retry=any(each.retry for each in group)
-            )
+            answers = self._publish(messages, how)
         except Exception as error:  # noqa: BLE001 - it travels to every caller, whatever it is
             for awaited in group:
                 _resolve(awaited, None, error)

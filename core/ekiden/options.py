@@ -120,6 +120,12 @@ class Settings:
     task_publish_retry: bool = field(
         default=True, metadata={"doc": "Try again within the publish timeout when the broker is unavailable."}
     )
+    task_publish_retry_policy: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "doc": "How it is tried again: `max_retries`, `interval_start`, `interval_step`, `interval_max` (seconds)."
+        },
+    )
     unknown_task_grace: Seconds = field(
         default=600.0,
         metadata={
@@ -220,7 +226,6 @@ _INSTEAD = {
     "task_default_exchange": "queues are addressed by name; delete the line",
     "task_default_exchange_type": "queues are addressed by name; delete the line",
     "task_default_routing_key": "queues are addressed by name; delete the line",
-    "task_publish_retry_policy": "task_publish_timeout: tries go on, with growing pauses, for so many seconds",
     "task_annotations": "say it where the task is declared",
     "task_send_sent_event": "use ekiden.signals",
     "worker_send_task_events": "use ekiden.signals",
@@ -315,7 +320,7 @@ def checked_setting(name: str, value: object, *, from_text: bool = False) -> obj
 
 
 def _read_text(name: str, text: str) -> object:
-    if name == "task_routes":
+    if name in {"task_routes", "task_publish_retry_policy"}:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError as error:
@@ -328,6 +333,8 @@ def _read_text(name: str, text: str) -> object:
 def _check_meaning(name: str, value: object) -> None:
     if name == "task_default_rate_limit" and value is not None:
         rate_per_second(value)
+    if name == "task_publish_retry_policy" and isinstance(value, Mapping):
+        read_publish_retry_policy(value)
     if name == "task_default_queue":
         check_queue_name(value)
     if name == "task_routes" and isinstance(value, Mapping):
@@ -540,6 +547,62 @@ def find_route(routes: Routes, task_name: str) -> Route | None:
         if fnmatch.fnmatchcase(task_name, pattern):
             return read_route(pattern, target)
     return None
+
+
+# Publishing.
+
+
+class PublishRetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a publish is tried again while the broker is unavailable. The names are Celery's; times in seconds.
+
+    The pause after the first failure is ``interval_start``, each further one ``interval_step`` longer, none longer
+    than ``interval_max``. ``max_retries``: None is as often as the publish timeout allows.
+    """
+
+    max_retries: Annotated[int, Meta(ge=0)] | None = None
+    interval_start: Seconds = 0.05
+    interval_step: Seconds = 0.1
+    interval_max: PositiveSeconds = 1.0
+
+    def pause(self, tries: int) -> float:
+        """Seconds to wait after ``tries`` failures (1 is the first)."""
+        return min(self.interval_max, self.interval_start + (tries - 1) * self.interval_step)
+
+
+class Publishing(msgspec.Struct, frozen=True):
+    """How long a publish may take in all (seconds), and how it is tried again, if it is."""
+
+    timeout: float
+    retry: PublishRetryPolicy | None
+
+
+def publishing(
+    settings: Settings,
+    *,
+    timeout: float | None = None,
+    retry: bool | None = None,
+    retry_policy: Mapping[str, Any] | None = None,
+) -> Publishing:
+    """Merge what one call says about its publishing into the settings."""
+    tries_again = settings.task_publish_retry if retry is None else retry
+    return Publishing(
+        settings.task_publish_timeout if timeout is None else timeout,
+        read_publish_retry_policy(retry_policy or settings.task_publish_retry_policy) if tries_again else None,
+    )
+
+
+_DEFAULT_PUBLISH_RETRY_POLICY = PublishRetryPolicy()
+
+
+def read_publish_retry_policy(given: Mapping[str, Any]) -> PublishRetryPolicy:
+    """Check a retry policy. Raises ConfigurationError naming what it does not know or what does not fit."""
+    if not given:
+        return _DEFAULT_PUBLISH_RETRY_POLICY
+    try:
+        return msgspec.convert(dict(given), PublishRetryPolicy)
+    except msgspec.ValidationError as error:
+        fields = ", ".join(PublishRetryPolicy.__struct_fields__)
+        raise ConfigurationError(f"the retry policy for publishing does not fit: {error}; it has {fields}.") from error
 
 
 # Workers.

@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING
 
 from ekiden.errors import BrokerUnavailable, TransportError
 from ekiden.message import Message, Published, PublishOutcome
+from ekiden.options import Publishing
 from ekiden.transport import Transport
 
 if TYPE_CHECKING:
     from ekiden.futures import PublishingThread
-
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
 
 
 class _Batch:
@@ -49,25 +47,34 @@ class Publisher:
         self._waiting: list[_Batch] = []
         self._async: PublishingThread | None = None
 
-    def publish(self, messages: Sequence[Message], *, timeout: float, retry: bool = True) -> list[Published]:
-        """Publish and return an answer for each message. ``timeout``: seconds for everything, tries included.
+    def publish(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
+        """Publish and return an answer for each message.
 
-        Raises BrokerUnavailable when the broker could not be reached in that time (with ``retry``, after trying
-        again), BrokerRefused when it will not.
+        Raises BrokerUnavailable when the broker could not be reached within the timeout (after trying again, if that
+        is how), BrokerRefused when it will not.
         """
-        deadline = time.monotonic() + timeout
-        pause = _FIRST_PAUSE
+        deadline = time.monotonic() + how.timeout
+        tries = 0
         while True:
             try:
-                return self._publish_once(messages, deadline, timeout)
+                if not self._waiting and self._leading.acquire(blocking=False):
+                    # Nobody else is publishing: the ordinary case, and the shortest way.
+                    try:
+                        return self._transport().publish(messages)
+                    finally:
+                        self._leading.release()
+                return self._publish_together(messages, deadline, how.timeout)
             except BrokerUnavailable:
-                left = deadline - time.monotonic()
-                if not retry or left <= pause:
+                tries += 1
+                if how.retry is None or (how.retry.max_retries is not None and tries > how.retry.max_retries):
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, _LONGEST_PAUSE)
+                pause = how.retry.pause(tries)
+                if time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.0))  # not all at once, when many wait for one broker
 
-    def _publish_once(self, messages: Sequence[Message], deadline: float, timeout: float) -> list[Published]:
+    def _publish_together(self, messages: Sequence[Message], deadline: float, timeout: float) -> list[Published]:
+        """Wait for whoever is publishing; by then our messages have been taken along, or it is our turn to take all."""
         batch = _Batch(messages)
         with self._mutex:
             self._waiting.append(batch)
@@ -109,7 +116,7 @@ class Publisher:
         with self._mutex:
             self._waiting = [each for each in self._waiting if each.answers is None and each.error is None]
 
-    async def publish_async(self, messages: Sequence[Message], *, timeout: float, retry: bool) -> list[Published]:
+    async def publish_async(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
         """The same for ``async`` callers: their messages go out together, from one thread."""
         from ekiden.futures import PublishingThread  # asyncio takes 40 ms to import, and not every program awaits
 
@@ -117,7 +124,7 @@ class Publisher:
             if self._async is None:
                 self._async = PublishingThread(self.publish)
             publishing = self._async
-        return await publishing.publish(messages, timeout, retry)
+        return await publishing.publish(messages, how)
 
     def close(self) -> None:
         """End the thread for ``async`` callers, if there is one, after it has published what it was given."""

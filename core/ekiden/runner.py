@@ -20,6 +20,7 @@ from ekiden.body_process import Answer, Ask, BodyProcess, Run, answer_ask
 from ekiden.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from ekiden.execution import Execution, Outcome, Terminated, finish, outcome_of, run, run_async
 from ekiden.job import Job, Work
+from ekiden.options import publishing
 from ekiden.pools import Alarm, ThreadBody, Watchdog
 
 if TYPE_CHECKING:
@@ -215,9 +216,7 @@ class Runner:
         conf = self._app.conf
         return answer_ask(
             ask,
-            lambda messages: self._app.publisher.publish(
-                messages, timeout=conf.task_publish_timeout, retry=conf.task_publish_retry
-            ),
+            lambda messages: self._app.publisher.publish(messages, publishing(conf)),
             self._app,
         )
 

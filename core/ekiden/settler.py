@@ -32,6 +32,7 @@ from ekiden.execution import (
 )
 from ekiden.job import Job
 from ekiden.message import Ending, Settled, SettleOutcome
+from ekiden.options import publishing
 from ekiden.publisher import refusal
 from ekiden.results import Backend, StoredResult
 from ekiden.states import State
@@ -308,10 +309,8 @@ class Settler:
     def _publish_for_settled(self) -> None:
         for each in [each for each in self._unsettled if each.job.settled]:
             if each.verdict.publish:
-                conf = self._app.conf
-                answers = self._app.publisher.publish(
-                    each.verdict.publish, timeout=conf.task_publish_timeout, retry=False
-                )
+                how = publishing(self._app.conf, retry=False)  # the settler itself tries again
+                answers = self._app.publisher.publish(each.verdict.publish, how)
                 error = refusal(each.verdict.publish, answers)
                 if error is not None:
                     raise error

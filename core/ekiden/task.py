@@ -28,8 +28,18 @@ from ekiden import hooks
 from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
 from ekiden.execution import Request, running
-from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, new_id
-from ekiden.options import Settings, TaskOptions, check_priority, check_queue_name, merge, policy, unknown_call_option
+from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, Published, new_id
+from ekiden.options import (
+    Publishing,
+    Settings,
+    TaskOptions,
+    check_priority,
+    check_queue_name,
+    merge,
+    policy,
+    publishing,
+    unknown_call_option,
+)
 from ekiden.publisher import Publisher, refusal
 from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
 from ekiden.retry import retry_delay, tries_left
@@ -147,6 +157,7 @@ class Task(Generic[P, R]):
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
         retry: bool | None = None,
+        retry_policy: Mapping[str, Any] | None = None,
         publish_timeout: float | None = None,
         **unknown: Never,
     ) -> AsyncResult[R]:
@@ -156,8 +167,8 @@ class Task(Generic[P, R]):
         aware datetime) after which it is not started any more. ``queue``, ``priority`` (9 is most urgent).
         ``task_id``: an id of your own; while the queue still holds a message of that id, a second one is not added.
         ``headers``: travel beside the arguments. ``link``/``link_error``: called with the result, or with the task id
-        when it failed. ``time_limit``/``soft_time_limit``: seconds. ``retry``: whether to try again while the broker
-        is unavailable, and ``publish_timeout`` for how many seconds in all. Raises as ``delay`` does.
+        when it failed. ``time_limit``/``soft_time_limit``: seconds. ``retry``: whether to try again while the broker is
+        unavailable, ``retry_policy`` how, and ``publish_timeout`` for how many seconds in all. Raises as ``delay`` does.
         """
         if unknown:
             call_options(self.name, unknown)
@@ -175,9 +186,11 @@ class Task(Generic[P, R]):
             ignore_result=ignore_result,
             time_limit=time_limit,
             soft_time_limit=soft_time_limit,
+            retry=retry,
+            retry_policy=retry_policy,
+            publish_timeout=publish_timeout,
         )
-        message = self._message(app, args, kwargs or {}, options)
-        return send(app, message, retry=retry, timeout=publish_timeout)
+        return send(app, self._message(app, args, kwargs or {}, options), options)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for ``async`` callers: the event loop runs on until the broker has the message."""
@@ -188,15 +201,12 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """``apply_async`` for ``async`` callers, with the same options."""
         app = self._find_app(self.name)
-        retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
-        message = self._message(app, args, kwargs or {}, call_options(self.name, options))
-        conf = app.conf
-        answers = await app.publisher.publish_async(
-            (message,),
-            timeout=conf.task_publish_timeout if timeout is None else timeout,
-            retry=conf.task_publish_retry if retry is None else retry,
-        )
-        return _sent(app, message, refusal((message,), answers))
+        checked = call_options(self.name, options)
+        message = self._message(app, args, kwargs or {}, checked)
+        _announce([message])
+        answers = await app.publisher.publish_async((message,), checked.publishing(app.conf))
+        _check_and_note([message], answers)
+        return AsyncResult(message.id, app)
 
     def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any] | Signature], **options: Any
@@ -207,14 +217,14 @@ class Task(Generic[P, R]):
         be a generator of any length; what was sent before an error stays sent.
         """
         app = self._find_app(self.name)
-        retry, timeout = options.pop("retry", None), options.pop("publish_timeout", None)
         shared = call_options(self.name, options)
         if shared.task_id is not None:
             raise ConfigurationError(f"{self.name}.enqueue_many() cannot give one task_id to many calls; leave it out.")
         results: list[AsyncResult[R]] = []
         for batch in _batches(calls, _BATCH_SIZE):
             messages = [self._message_of(app, call, shared) for call in batch]
-            publish(app, messages, retry=retry, timeout=timeout)
+            _announce(messages)
+            _check_and_note(messages, app.publisher.publish(messages, shared.publishing(app.conf)))
             results.extend(AsyncResult(message.id, app) for message in messages)
         return results
 
@@ -413,13 +423,20 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
     ignore_result: bool | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
+    retry: bool | None = None
+    retry_policy: Mapping[str, Any] | None = None
+    publish_timeout: float | None = None
+
+    def publishing(self, settings: Settings) -> Publishing:
+        """How this call is published."""
+        return publishing(settings, timeout=self.publish_timeout, retry=self.retry, retry_policy=self.retry_policy)
 
 
 def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
     """Check the names of options. Raises ConfigurationError naming the unknown one."""
     for name in given:
         if name not in CallOptions.__struct_fields__:
-            raise unknown_call_option(task_name, name, (*CallOptions.__struct_fields__, "retry", "publish_timeout"))
+            raise unknown_call_option(task_name, name, CallOptions.__struct_fields__)
     return CallOptions(**given)
 
 
@@ -482,29 +499,23 @@ def compose(
     )
 
 
-def send(app: TaskApp, message: Message, *, retry: bool | None, timeout: float | None) -> AsyncResult[Any]:
+def send(app: TaskApp, message: Message, options: CallOptions) -> AsyncResult[Any]:
     """Publish one call's message and return its result to come. Raises as ``delay`` does."""
-    conf = app.conf
-    if hooks.before_task_publish.receivers:
-        _signal(hooks.before_task_publish, message)
-    answers = app.publisher.publish(
-        (message,),
-        timeout=conf.task_publish_timeout if timeout is None else timeout,
-        retry=conf.task_publish_retry if retry is None else retry,
-    )
-    return _sent(app, message, refusal((message,), answers))
+    messages = (message,)
+    _announce(messages)
+    _check_and_note(messages, app.publisher.publish(messages, options.publishing(app.conf)))
+    return AsyncResult(message.id, app)
 
 
-def publish(app: TaskApp, messages: Sequence[Message], *, retry: bool | None, timeout: float | None) -> None:
-    """Publish many calls' messages. Raises as ``delay`` does."""
+def _announce(messages: Sequence[Message]) -> None:
+    """Tell who listens that ``messages`` are about to be published."""
     if hooks.before_task_publish.receivers:
         for message in messages:
             _signal(hooks.before_task_publish, message)
-    answers = app.publisher.publish(
-        messages,
-        timeout=app.conf.task_publish_timeout if timeout is None else timeout,
-        retry=app.conf.task_publish_retry if retry is None else retry,
-    )
+
+
+def _check_and_note(messages: Sequence[Message], answers: Sequence[Published]) -> None:
+    """Raise the first refusal; else note the tasks as children of the one that sends them, and tell who listens."""
     error = refusal(messages, answers)
     if error is not None:
         raise error
@@ -514,17 +525,6 @@ def publish(app: TaskApp, messages: Sequence[Message], *, retry: bool | None, ti
     if hooks.after_task_publish.receivers:
         for message in messages:
             _signal(hooks.after_task_publish, message)
-
-
-def _sent(app: TaskApp, message: Message, error: Exception | None) -> AsyncResult[Any]:
-    if error is not None:
-        raise error
-    execution = running.get()
-    if execution is not None:
-        execution.children.append(message.id)
-    if hooks.after_task_publish.receivers:
-        _signal(hooks.after_task_publish, message)
-    return AsyncResult(message.id, app)
 
 
 def _signal(signal: hooks.Signal, message: Message) -> None:
