@@ -10,7 +10,7 @@ The table, one row per outcome (``verdict`` is this table as code, and the tests
     Retried              RETRY       the same call, one more try, due later       settled
     Failed               FAILURE     what follows on error; a copy to .dead       settled
     Ignored              -           -                                            settled
-    Rejected             FAILURE     a copy to .dead                              settled
+    Rejected             FAILURE     what follows on error; a copy to .dead       settled
     Rejected, requeue    -           -                                            released
     Expired              EXPIRED     what follows on error                        settled
     Revoked              REVOKED     what follows on error                        settled
@@ -38,6 +38,7 @@ from ekiden import hooks
 from ekiden.codec import (
     FailureRecord,
     OutcomeRecord,
+    decode_call,
     decode_outcome,
     encode_call,
     encode_outcome,
@@ -46,6 +47,7 @@ from ekiden.codec import (
 )
 from ekiden.errors import (
     Ignore,
+    MessageError,
     MisuseError,
     Reject,
     Retry,
@@ -688,6 +690,15 @@ def dead_letter(delivery: Delivery, failure: FailureRecord, now: float) -> Messa
 
 
 def redriven(dead: Message, queue: str) -> Message:
-    """The message that a dead letter becomes when it is sent back to ``queue``."""
+    """The message that a dead letter becomes when it is sent back to ``queue``: the same call, with all its tries.
+
+    Forget the task's stored result before it is published: nothing replaces a final one.
+    """
     headers = {name: value for name, value in dead.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
-    return Message(derived_id(dead.id, "redrive"), queue, dead.body, headers, dead.priority)
+    try:
+        call = decode_call(dead.body, headers)
+    except MessageError:
+        body = dead.body  # whoever mended the worker may read it now
+    else:
+        body = encode_call(msgspec.structs.replace(call, retries=0, eta=None, fenced=False))
+    return Message(derived_id(dead.id, "redrive"), queue, body, headers, dead.priority)
