@@ -96,6 +96,8 @@ class SQLiteConsumer(Consumer):
                     break
                 self._tidy()
                 self._waits_for_room = room <= 0
+                if room <= 0 and self._room() > 0:
+                    continue  # something was settled since room was looked for
                 self._bell.wait(max(0.0, min(remaining, LOOK_AGAIN_SECONDS, self._next_change - time.time())))
             return []
 
