@@ -453,7 +453,6 @@ _CALL_INSTEAD = {
     "exchange": "write queue=",
     "serializer": "messages are JSON; leave it out",
     "compression": "messages are not compressed; leave it out",
-    "retry_policy": "write publish_timeout=, the seconds that all tries may take",
     "connection": "an app has one connection per process; leave it out",
     "producer": "an app has one connection per process; leave it out",
     "publisher": "an app has one connection per process; leave it out",

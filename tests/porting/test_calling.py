@@ -182,7 +182,6 @@ def test_apply_runs_here_and_now() -> None:
         ("compression", "zlib", "leave it out"),
         ("routing_key", "feed.import", "queue="),
         ("exchange", "feeds", "queue="),
-        ("retry_policy", {"max_retries": 3}, "publish_timeout="),
         ("connection", None, "leave it out"),
         ("shadow", "other", "leave it out"),
     ],
