@@ -49,6 +49,19 @@ def test_a_body_that_is_too_large_is_refused_alone() -> None:
         assert "11 bytes and max_message_bytes is 10" in str(answers[1].error)
 
 
+def test_the_follow_ups_of_one_ending_are_stored_together_or_not_at_all() -> None:
+    with open_transport(f"memory://{new_id()}") as transport:
+        transport.publish([Message("a", "queue", b"")])
+        consumer = transport.consumer(["queue"], lease=60, prefetch=2, name="worker")
+        (delivery,) = consumer.receive(1, 0)
+        good, bad = Message("b", "next", b""), Message("c", "next", b"", {}, 10)
+
+        (answer,) = consumer.settle([Ending(delivery, (good, bad))])
+
+        assert answer.outcome is SettleOutcome.FAILED
+        assert transport.depth("next") == Depth(0, 0, 0)
+
+
 def test_a_full_broker_takes_a_follow_up_in_the_place_of_what_it_follows() -> None:
     with open_transport(f"memory://{new_id()}?max_messages=2") as transport:
         transport.publish([Message("a", "queue", b""), Message("b", "queue", b"")])

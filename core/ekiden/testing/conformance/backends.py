@@ -134,8 +134,8 @@ class BackendConformance(BackendFixtures):
 
     def test_what_is_forgotten_is_gone(self, backend: Backend, other: Backend) -> None:
         forgotten, kept = a_result(), a_result()
-        backend.put([forgotten, kept])
         backend.begin([Start(forgotten.task_id, 0, "message", DAY)])
+        backend.put([forgotten, kept])
 
         backend.forget([forgotten.task_id, new_id()])
 

@@ -21,6 +21,7 @@ from ekiden.testing.conformance.fixtures import (
     a_message,
     bodies,
     ids,
+    let_it_wait,
     numbered,
     settle,
 )
@@ -96,8 +97,10 @@ class Endings(TransportFixtures):
         assert answers[2].outcome is SettleOutcome.FAILED
         assert answers[2].error is not None
         assert consumer.extend([held[2]]) == [SETTLED]
-        assert consumer.settle([Ending(held[2])]) == [SETTLED]
+        assert consumer.settle([Ending(held[2], (good[2],))]) == [SETTLED]
         self.assert_depth(transport, queue, ready=0)
+        if transport.description.names_duplicates:
+            self.assert_depth(transport, f"{queue}-next", ready=5)
 
     def test_a_delivery_settled_twice_is_lost_the_second_time(self, transport: Transport, queue: str) -> None:
         transport.publish([a_message(queue)])
@@ -257,10 +260,14 @@ class Endings(TransportFixtures):
 
         with ThreadPoolExecutor() as threads:
             waiting = threads.submit(waiter.receive, 10, PATIENCE)
+            let_it_wait()
+            released = time.monotonic()
             holder.release([held])
             received = waiting.result()
+            woken_after = time.monotonic() - released
 
         assert bodies(received) == [b"given back"]
+        assert woken_after < 0.5 + transport.description.wakes_within
 
     def test_opening_under_the_same_name_gives_back_at_once(
         self, transport: Transport, other: Transport, queue: str

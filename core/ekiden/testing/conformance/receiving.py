@@ -84,10 +84,14 @@ class Receiving(TransportFixtures):
 
         with ThreadPoolExecutor() as threads:
             waiting = threads.submit(consumer.receive, 10, PATIENCE)
+            let_it_wait()
+            settled = time.monotonic()
             assert settle(consumer, [held])
             received = waiting.result()
+            woken_after = time.monotonic() - settled
 
         assert bodies(received) == [b"1"]
+        assert woken_after < 1.0 + transport.description.wakes_within
 
     def test_urgent_messages_come_first(self, transport: Transport, queue: str) -> None:
         transport.publish([a_message(queue, b"%d" % priority, priority=priority) for priority in (4, 0, 9, 5, 1, 8)])
@@ -232,6 +236,29 @@ class Receiving(TransportFixtures):
             let_it_wait()
             consumer.stop()
             assert waiting.result(timeout=5) == []
+
+    def test_a_message_does_not_wait_for_a_consumer_that_stops(
+        self, transport: Transport, other: Transport, queue: str
+    ) -> None:
+        waiter = self.consume(other, queue)
+        patience = 1.0 + transport.description.wakes_within
+
+        with ThreadPoolExecutor() as threads:
+            for _ in range(20):
+                stopping = self.consume(transport, queue)
+                asked_first = threads.submit(stopping.receive, 1, PATIENCE)
+                let_it_wait(0.02)
+                asked_next = threads.submit(waiter.receive, 1, PATIENCE)
+                let_it_wait(0.02)
+                published = time.monotonic()
+                transport.publish([a_message(queue)])
+                stopping.stop()
+                received = asked_first.result()
+                if received:
+                    stopping.release(received)
+                settle(waiter, asked_next.result())
+                assert time.monotonic() - published < patience
+                stopping.close()
 
     def test_a_stopped_consumer_claims_nothing_and_can_still_settle(self, transport: Transport, queue: str) -> None:
         transport.publish(numbered(queue, 3))
