@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
@@ -28,7 +29,7 @@ import msgspec
 from ekiden import control, plugins
 from ekiden.codec import decode_call
 from ekiden.errors import ConfigurationError, MisuseError, NotRegistered
-from ekiden.execution import Context, Request, run, run_async, running, verdict
+from ekiden.execution import Context, Request, Verdict, run, run_async, running, verdict
 from ekiden.message import DEAD_SUFFIX, Delivery, Message
 from ekiden.modules import (
     import_module,
@@ -52,6 +53,7 @@ from ekiden.options import (
 from ekiden.publisher import Publisher
 from ekiden.results import AsyncResult, Backend, StoredResult
 from ekiden.signature import Signature
+from ekiden.states import State
 from ekiden.task import Task, TaskApp, call_options, compose, options_of, send
 from ekiden.taskset import TaskSet, shared_task
 from ekiden.transport import Transport
@@ -60,6 +62,9 @@ from ekiden.urls import BrokerURL, parse_url
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
     from ekiden.worker import InProcessWorker
+
+
+_APPLIED_HERE = "apply"
 
 
 class Control:
@@ -114,6 +119,7 @@ class Ekiden(TaskSet):
         self._mutex = threading.RLock()
         self._transport: Transport | None = None
         self._backend: Backend | None = None
+        self._has_backend: bool | None = None
         self._waiting: WaitingThread | None = None
         self._forget_after_fork()
 
@@ -287,8 +293,10 @@ class Ekiden(TaskSet):
 
     def stores_results(self) -> bool:
         """Whether there is a backend: one was configured, or the broker stores results."""
-        url = self.backend_url()
-        return self.conf.result_backend is not None or url.scheme in plugins.installed(plugins.BACKENDS)
+        if self._has_backend is None:
+            configured = self.conf.result_backend is not None
+            self._has_backend = configured or plugins.is_installed(plugins.BACKENDS, self.backend_url().scheme)
+        return self._has_backend
 
     def close(self) -> None:
         """Close what was opened and end the threads that were started. The app can be used again afterwards."""
@@ -296,6 +304,7 @@ class Ekiden(TaskSet):
             waiting, self._waiting = self._waiting, None
             backend, self._backend = self._backend, None
             transport, self._transport = self._transport, None
+            self._has_backend = None
         self.publisher.close()
         if waiting is not None:
             waiting.close()
@@ -344,27 +353,29 @@ class Ekiden(TaskSet):
 
     def apply_message(self, message: Message) -> StoredResult:
         """Execute a message here and now, the way a worker would; further tries and follow-ups too, at once."""
-        delivery = Delivery(message, None, 1)
+        waiting = deque([message])
+        result: StoredResult | None = None
+        while waiting:
+            found = self._apply_one(waiting.popleft())
+            if found.result is not None and (result is None or found.result.task_id == result.task_id):
+                result = found.result
+            waiting.extend(each for each in found.publish if not each.queue.endswith(DEAD_SUFFIX))
+        return result or StoredResult(message.id, State.PENDING, 0, b"")
+
+    def _apply_one(self, message: Message) -> Verdict:
         call = decode_call(message.body, message.headers)
         task = self.find_task(call.task)
         if task is None:
             raise NotRegistered(f"{call.task} is not a task of {self!r}, so it cannot be applied here.")
         task_policy = self.policy(task)
-        request = Request(call, message.queue, message.priority, 1, message.headers, "apply", is_eager=True)
+        request = Request(call, message.queue, message.priority, 1, message.headers, _APPLIED_HERE, is_eager=True)
         if task.is_async:
             outcome = _run_coroutine(run_async(task, task_policy, request), task.name)
         else:
             outcome = run(task, task_policy, request)
-        context = Context(time.time(), "apply", self.route, None)
-        call = msgspec.structs.replace(call, fenced=True)  # its result is wanted, whatever ignore_result says
-        found = verdict(delivery, call, task_policy, outcome, context)
-        result = found.result or StoredResult(call.id, "PENDING", call.retries, b"")
-        for following in found.publish:
-            if not following.queue.endswith(DEAD_SUFFIX):
-                applied = self.apply_message(following)
-                if applied.task_id == call.id:
-                    result = applied
-        return result
+        context = Context(time.time(), _APPLIED_HERE, self.route, None)
+        wanted = msgspec.structs.replace(call, fenced=True)  # its result is wanted, whatever ignore_result says
+        return verdict(Delivery(message, None, 1), wanted, task_policy, outcome, context)
 
     # Settings.
 

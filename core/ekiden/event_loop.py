@@ -84,9 +84,9 @@ class EventLoop:
         except IndexError:
             return None
 
-    def waiting(self) -> int:
-        """How many have not been started."""
-        return len(self._waiting)
+    def in_hand(self) -> int:
+        """How many are running or waiting."""
+        return len(self._running) + len(self._waiting)
 
     def close(self, grace: float) -> None:
         """Cancel what is running and end the thread, within ``grace`` seconds."""

@@ -76,9 +76,14 @@ def installed(group: str) -> list[str]:
     return sorted({entry.name for entry in _entry_points(group)})
 
 
+def is_installed(group: str, name: str) -> bool:
+    """Whether a plugin of that name is installed."""
+    return bool(_entry_points(group, name))
+
+
 def check_installed(group: str, url: BrokerURL) -> None:
     """Raise ConfigurationError, saying what is installed and what to install, when nothing knows the URL's scheme."""
-    if not _entry_points(group, url.scheme):
+    if not is_installed(group, url.scheme):
         raise ConfigurationError(f"{url}: {_nothing_found(group, url.scheme)}")
 
 

@@ -97,10 +97,15 @@ class Runner:
                 break
             if job is not None:
                 jobs.append(job)
+        from_loop: list[Job] = []
         while self._loop is not None and (body := self._loop.take_back()) is not None:
             assert isinstance(body, _LoopBody)
-            jobs.append(body.job)
-        return jobs
+            from_loop.append(body.job)
+        return jobs + from_loop[::-1]
+
+    def in_loop(self) -> int:
+        """How many jobs the event loop has, running or waiting."""
+        return 0 if self._loop is None else self._loop.in_hand()
 
     def terminate(self, job: Job) -> None:
         """End a running body, as REVOKED. Nothing happens if it has ended."""

@@ -67,6 +67,10 @@ class TaskApp(ResultSource, Sender, Protocol):
         """The backend."""
         ...
 
+    def stores_results(self) -> bool:
+        """Whether there is one."""
+        ...
+
 
 class Task(Generic[P, R]):
     """A task of one app. Subclass it, and declare with ``base=``, to add handlers or attributes.
@@ -168,7 +172,7 @@ class Task(Generic[P, R]):
         ``task_id``: an id of your own; while the queue still holds a message of that id, a second one is not added.
         ``headers``: travel beside the arguments. ``link``/``link_error``: called with the result, or with the task id
         when it failed. ``time_limit``/``soft_time_limit``: seconds. ``retry``: whether to try again while the broker is
-        unavailable, ``retry_policy`` how, and ``publish_timeout`` for how many seconds in all. Raises as ``delay`` does.
+        unavailable, ``retry_policy`` how, ``publish_timeout`` for how many seconds in all. Raises as ``delay`` does.
         """
         if unknown:
             call_options(self.name, unknown)
@@ -203,7 +207,7 @@ class Task(Generic[P, R]):
         app = self._find_app(self.name)
         checked = call_options(self.name, options)
         message = self._message(app, args, kwargs or {}, checked)
-        _announce([message])
+        _make_ready(app, [message], checked.chosen_ids())
         answers = await app.publisher.publish_async((message,), checked.publishing(app.conf))
         _check_and_note([message], answers)
         return AsyncResult(message.id, app)
@@ -223,7 +227,8 @@ class Task(Generic[P, R]):
         results: list[AsyncResult[R]] = []
         for batch in _batches(calls, _BATCH_SIZE):
             messages = [self._message_of(app, call, shared) for call in batch]
-            _announce(messages)
+            chosen = [call.id for call in batch if isinstance(call, Signature) and call.id is not None]
+            _make_ready(app, messages, chosen)
             _check_and_note(messages, app.publisher.publish(messages, shared.publishing(app.conf)))
             results.extend(AsyncResult(message.id, app) for message in messages)
         return results
@@ -427,6 +432,10 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
     retry_policy: Mapping[str, Any] | None = None
     publish_timeout: float | None = None
 
+    def chosen_ids(self) -> tuple[str, ...]:
+        """The task id, if it is one of the user's own."""
+        return () if self.task_id is None else (self.task_id,)
+
     def publishing(self, settings: Settings) -> Publishing:
         """How this call is published."""
         return publishing(settings, timeout=self.publish_timeout, retry=self.retry, retry_policy=self.retry_policy)
@@ -502,13 +511,19 @@ def compose(
 def send(app: TaskApp, message: Message, options: CallOptions) -> AsyncResult[Any]:
     """Publish one call's message and return its result to come. Raises as ``delay`` does."""
     messages = (message,)
-    _announce(messages)
+    _make_ready(app, messages, options.chosen_ids())
     _check_and_note(messages, app.publisher.publish(messages, options.publishing(app.conf)))
     return AsyncResult(message.id, app)
 
 
-def _announce(messages: Sequence[Message]) -> None:
-    """Tell who listens that ``messages`` are about to be published."""
+def _make_ready(app: TaskApp, messages: Sequence[Message], chosen_ids: Sequence[str]) -> None:
+    """What comes before publishing: a call under an id of the user's own starts anew; who listens is told.
+
+    What is stored of an earlier call under that id is forgotten. Otherwise its result would be taken for this one's,
+    and a further try of this one for a second copy of what has ended.
+    """
+    if chosen_ids and app.stores_results():
+        app.opened_backend().forget(chosen_ids)
     if hooks.before_task_publish.receivers:
         for message in messages:
             _signal(hooks.before_task_publish, message)

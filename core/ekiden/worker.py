@@ -79,7 +79,7 @@ class Worker:
         self.lease = options.lease or conf.lease
         self.threads = options.threads or conf.worker_threads
         self.async_concurrency = options.async_concurrency or conf.worker_async_concurrency
-        self.prefetch = max(options.prefetch or conf.worker_prefetch, self.threads)
+        self.prefetch = options.prefetch or conf.worker_prefetch
         self.grace = conf.worker_grace if options.grace is None else options.grace
         if options.pool is not None:
             conf.worker_pool = options.pool  # type: ignore[assignment]  # checked on assignment
@@ -173,16 +173,15 @@ class Worker:
         self._room.wait(seconds)
         self._room.clear()
 
-    def wanted_in_hand(self, settler: Settler) -> int:
-        """How many deliveries are to be in hand: what will start within a tenth of a second, and one a thread."""
+    def starts_shortly(self, settler: Settler) -> int:
+        """How many bodies will start within a tenth of a second, if it goes on as it went."""
         now = time.monotonic()
         elapsed = now - self._rate_measured_at
         if elapsed >= _RATE_WINDOW_SECONDS:
             self._rate = 0.5 * self._rate + 0.5 * (settler.ended - self._rate_measured_count) / elapsed
             self._rate_measured_at = now
             self._rate_measured_count = settler.ended
-        wanted = self.threads + int(self._rate * _IN_HAND_SECONDS)
-        return min(wanted, self.prefetch)
+        return int(self._rate * _IN_HAND_SECONDS)
 
     def is_burst(self) -> bool:
         """Whether to end when nothing is left."""
@@ -269,6 +268,8 @@ class _Receiver:
         self._policies = policies
         self._rates = RateLimiter(backend)
         self._held = worker._held
+        self._has_async = any(task.is_async for task in app.tasks.values())
+        self._has_sync = not all(task.is_async for task in app.tasks.values())
         self._pause = 0.0
 
     def run(self) -> None:
@@ -295,8 +296,20 @@ class _Receiver:
     def _room(self) -> int:
         if self._settler.in_trouble:
             return 0
-        wanted = self._worker.wanted_in_hand(self._settler)
-        return min(wanted - self._settler.unfinished(), self._worker.prefetch - len(self._held))
+        return min(self._room_for_bodies(), self._worker.prefetch - len(self._held))
+
+    def _room_for_bodies(self) -> int:
+        """How many more would start shortly. Whether in threads or in the loop shows only when they are here."""
+        worker = self._worker
+        shortly = worker.starts_shortly(self._settler)
+        in_loop = self._runner.in_loop()
+        for_threads = worker.threads + shortly - (self._settler.unfinished() - in_loop)
+        if not self._has_async:
+            return for_threads
+        for_loop = worker.async_concurrency + shortly - in_loop
+        if not self._has_sync:
+            return for_loop
+        return min(for_loop, for_threads if for_threads > 0 else worker.threads)
 
     def _pause_after(self, error: TransportError) -> None:
         self._pause = min(self._pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
