@@ -42,6 +42,8 @@ def _decode_other(kind: type, value: Any) -> Any:
     pydantic = sys.modules.get("pydantic")
     if pydantic is not None and issubclass(kind, pydantic.BaseModel):
         return kind.model_validate(value)  # type: ignore[attr-defined]  # a pydantic model, which the line above says
+    if kind is object:
+        return value
     raise NotImplementedError
 
 
@@ -344,7 +346,7 @@ class Parameters:
         kinds = {}
         for parameter in self.signature.parameters.values():
             kind = hints.get(parameter.name)
-            if kind is None or kind is Any or not _is_convertible(kind):
+            if kind is None or kind is Any or not is_readable(kind):
                 continue
             if parameter.default is None:
                 kind = Optional[kind]  # noqa: UP045 - what is annotated may be text or a special form, which | refuses
@@ -358,23 +360,32 @@ class Parameters:
         return kinds
 
 
-def _is_convertible(kind: Any) -> bool:
-    """Whether msgspec (or pydantic) knows how to read this annotation; what it does not know is left unchecked."""
+def is_readable(kind: Any) -> bool:
+    """Whether msgspec (or pydantic) can read JSON as this annotation; what it cannot read is left unchecked."""
     if kind in _AS_JSON_HAS_IT:
         return True
     try:
         msgspec.json.Decoder(kind, dec_hook=_decode_other)
+        return _is_known(msgspec.inspect.type_info(kind), set())
     except (TypeError, ValueError):
         return False
-    return not (isinstance(kind, type) and _is_custom(kind))
 
 
-def _is_custom(kind: type) -> bool:
-    info = msgspec.inspect.type_info(kind)
-    if not isinstance(info, msgspec.inspect.CustomType):
-        return False
-    pydantic = sys.modules.get("pydantic")
-    return pydantic is None or not issubclass(kind, pydantic.BaseModel)
+def _is_known(info: object, met: set[type]) -> bool:
+    """Whether nothing in a type is a class that only its own code could read. ``met``: classes met on the way here."""
+    if isinstance(info, tuple):
+        return all(_is_known(each, met) for each in info)
+    if isinstance(info, msgspec.inspect.CustomType):
+        pydantic = sys.modules.get("pydantic")
+        return info.cls is object or (pydantic is not None and issubclass(info.cls, pydantic.BaseModel))
+    if not isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
+        return True
+    cls = getattr(info, "cls", None)
+    if cls is not None:
+        if cls in met:
+            return True
+        met.add(cls)
+    return all(_is_known(getattr(info, name), met) for name in info.__struct_fields__)
 
 
 def _called_at() -> str:

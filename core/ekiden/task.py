@@ -25,7 +25,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ekiden import hooks
-from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value
+from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, is_readable
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
 from ekiden.execution import Request, running
 from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, Published, new_id
@@ -297,10 +297,9 @@ class Task(Generic[P, R]):
         if self._return_kind is UNSET:
             try:
                 kind = get_type_hints(self._declared_function, include_extras=True).get("return", Any)
-                msgspec.json.Decoder(kind)
-            except (NameError, TypeError, AttributeError, ValueError):
-                kind = Any
-            self._return_kind = kind
+            except (NameError, TypeError, AttributeError):
+                kind = Any  # names that exist for the type checker only
+            self._return_kind = kind if is_readable(kind) else Any
         return self._return_kind
 
     # Inside a body.
