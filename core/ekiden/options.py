@@ -41,6 +41,13 @@ Routes = Mapping[str, str | Mapping[str, Any]]
 ENVIRONMENT_PREFIX = "EKIDEN_"
 
 
+def setting(default: Any, meaning: str) -> Any:
+    """A field of Settings: its default, and what the docs say of it."""
+    if default == {}:
+        return field(default_factory=dict, metadata={"doc": meaning})
+    return field(default=default, metadata={"doc": meaning})
+
+
 @dataclass(slots=True)
 class Settings:
     """What holds for a whole app: ``app.conf``. Values are checked when they are assigned.
@@ -50,130 +57,97 @@ class Settings:
     assigns to ``app.conf`` or loads with ``config_from_object``.
     """
 
-    broker_url: str | None = field(
-        default=None, metadata={"doc": "The broker. Without one: a SQLite file in `.ekiden/` of the project."}
+    broker_url: str | None = setting(None, "The broker. Without one: a SQLite file in `.ekiden/` of the project.")
+    result_backend: str | None = setting(
+        None,
+        "Where results are stored. Without one: at the broker, where it stores results.",
     )
-    result_backend: str | None = field(
-        default=None, metadata={"doc": "Where results are stored. Without one: at the broker, where it stores results."}
+    include: tuple[str, ...] = setting((), "Modules that a worker imports so that their tasks are known.")
+    task_default_queue: str = setting(
+        "default",
+        "The queue of calls that neither the call, a route nor the task sends elsewhere.",
     )
-    include: tuple[str, ...] = field(
-        default=(), metadata={"doc": "Modules that a worker imports so that their tasks are known."}
+    task_default_priority: Priority = setting(DEFAULT_PRIORITY, "0 to 9; 9 is most urgent.")
+    task_routes: Routes = setting(
+        {},
+        'Task names or globs, each to a queue name or `{"queue": ..., "priority": ...}`. An exact name wins, '
+        "then the first glob that fits.",
     )
-    task_default_queue: str = field(
-        default="default",
-        metadata={"doc": "The queue of calls that neither the call, a route nor the task sends elsewhere."},
+    task_ignore_result: bool = setting(False, "Store no results, except of tasks that say `ignore_result=False`.")
+    task_track_started: bool = setting(False, "Also store when a task starts (state STARTED).")
+    task_acks: Acks = setting(
+        "late",
+        "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at most once).",
     )
-    task_default_priority: Priority = field(default=DEFAULT_PRIORITY, metadata={"doc": "0 to 9; 9 is most urgent."})
-    task_routes: Routes = field(
-        default_factory=dict,
-        metadata={
-            "doc": 'Task names or globs, each to a queue name or `{"queue": ..., "priority": ...}`. An exact name '
-            "wins, then the first glob that fits."
-        },
+    task_max_retries: Annotated[int, Meta(ge=0)] | None = setting(
+        3,
+        "Tries after the first, for `self.retry` and `autoretry_for`; `None` is without end.",
     )
-    task_ignore_result: bool = field(
-        default=False, metadata={"doc": "Store no results, except of tasks that say `ignore_result=False`."}
+    task_default_retry_delay: Seconds = setting(
+        180.0,
+        "Seconds until the next try where neither the call nor a backoff says.",
     )
-    task_track_started: bool = field(default=False, metadata={"doc": "Also store when a task starts (state STARTED)."})
-    task_acks: Acks = field(
-        default="late",
-        metadata={
-            "doc": "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at "
-            "most once)."
-        },
+    task_default_rate_limit: str | float | None = setting(
+        None,
+        "Starts per time of each task over all workers, such as `10/s`, `100/m`, `5/h`.",
     )
-    task_max_retries: Annotated[int, Meta(ge=0)] | None = field(
-        default=3,
-        metadata={"doc": "Tries after the first, for `self.retry` and `autoretry_for`; `None` is without end."},
+    task_time_limit: PositiveSeconds | None = setting(
+        None,
+        "Seconds after which a body is ended, its process killed if need be.",
     )
-    task_default_retry_delay: Seconds = field(
-        default=180.0, metadata={"doc": "Seconds until the next try where neither the call nor a backoff says."}
+    task_soft_time_limit: PositiveSeconds | None = setting(
+        None,
+        "Seconds after which `SoftTimeLimitExceeded` is raised in a body.",
     )
-    task_default_rate_limit: str | float | None = field(
-        default=None, metadata={"doc": "Starts per time of each task over all workers, such as `10/s`, `100/m`, `5/h`."}
+    task_max_deliveries: Count = setting(
+        5,
+        "Hand-outs of one message, each ended by its worker's death, before it goes to the dead letters.",
     )
-    task_time_limit: PositiveSeconds | None = field(
-        default=None, metadata={"doc": "Seconds after which a body is ended, its process killed if need be."}
+    task_dead_letter: bool = setting(
+        True,
+        "Keep a copy of failed calls in `<queue>.dead`. What could not be processed at all is always kept.",
     )
-    task_soft_time_limit: PositiveSeconds | None = field(
-        default=None, metadata={"doc": "Seconds after which `SoftTimeLimitExceeded` is raised in a body."}
+    task_typing: bool = setting(True, "Check and convert arguments by the function's annotations.")
+    task_publish_timeout: PositiveSeconds = setting(
+        10.0,
+        "Seconds that a publish may take in all: connecting, sending, confirming, and trying again.",
     )
-    task_max_deliveries: Count = field(
-        default=5,
-        metadata={
-            "doc": "Hand-outs of one message, each ended by its worker's death, before it goes to the dead letters."
-        },
+    task_publish_retry: bool = setting(True, "Try again within the publish timeout when the broker is unavailable.")
+    task_publish_retry_policy: Mapping[str, Any] = setting(
+        {},
+        "How it is tried again: `max_retries`, `interval_start`, `interval_step`, `interval_max` (seconds).",
     )
-    task_dead_letter: bool = field(
-        default=True,
-        metadata={
-            "doc": "Keep a copy of failed calls in `<queue>.dead`. What could not be processed at all is always kept."
-        },
+    unknown_task_grace: Seconds = setting(
+        600.0,
+        "Seconds for which a message of an unknown task is given back, because a deploy may be rolling.",
     )
-    task_typing: bool = field(
-        default=True, metadata={"doc": "Check and convert arguments by the function's annotations."}
+    lease: PositiveSeconds = setting(
+        60.0,
+        "Seconds for which a delivery is a worker's; renewed at a third while the task runs.",
     )
-    task_publish_timeout: PositiveSeconds = field(
-        default=10.0,
-        metadata={"doc": "Seconds that a publish may take in all: connecting, sending, confirming, and trying again."},
+    result_expires: PositiveSeconds | None = setting(86400.0, "Seconds for which results are kept; `None` is for ever.")
+    result_max_bytes: Count = setting(16 * 1024 * 1024, "The largest encoded result; a larger one fails its task.")
+    worker_queues: tuple[str, ...] = setting(
+        (),
+        "Queues that a worker serves; without any: every queue that the app's tasks and routes name.",
     )
-    task_publish_retry: bool = field(
-        default=True, metadata={"doc": "Try again within the publish timeout when the broker is unavailable."}
+    worker_processes: Count | None = setting(None, "Worker processes; without a number: as many as cores.")
+    worker_threads: Count = setting(8, "Threads for `def` tasks, and body processes at most, in each worker process.")
+    worker_async_concurrency: Count = setting(100, "`async def` tasks at once in each worker process.")
+    worker_pool: PoolName = setting("thread", "Where bodies of `def` tasks run that say nothing themselves.")
+    worker_prefetch: Count = setting(
+        512,
+        "Deliveries in hand at most in each worker process; far fewer where tasks are slow.",
     )
-    task_publish_retry_policy: Mapping[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "doc": "How it is tried again: `max_retries`, `interval_start`, `interval_step`, `interval_max` (seconds)."
-        },
+    worker_grace: Seconds = setting(30.0, "Seconds that running tasks get to finish when a worker stops.")
+    worker_max_tasks_per_process: Count | None = setting(None, "Replace a worker process after so many tasks.")
+    worker_max_memory_per_process: PositiveSeconds | None = setting(
+        None,
+        "Replace a worker process that has grown beyond so many MB.",
     )
-    unknown_task_grace: Seconds = field(
-        default=600.0,
-        metadata={
-            "doc": "Seconds for which a message of an unknown task is given back, because a deploy may be rolling."
-        },
-    )
-    lease: PositiveSeconds = field(
-        default=60.0,
-        metadata={"doc": "Seconds for which a delivery is a worker's; renewed at a third while the task runs."},
-    )
-    result_expires: PositiveSeconds | None = field(
-        default=86400.0, metadata={"doc": "Seconds for which results are kept; `None` is for ever."}
-    )
-    result_max_bytes: Count = field(
-        default=16 * 1024 * 1024, metadata={"doc": "The largest encoded result; a larger one fails its task."}
-    )
-    worker_queues: tuple[str, ...] = field(
-        default=(),
-        metadata={"doc": "Queues that a worker serves; without any: every queue that the app's tasks and routes name."},
-    )
-    worker_processes: Count | None = field(
-        default=None, metadata={"doc": "Worker processes; without a number: as many as cores."}
-    )
-    worker_threads: Count = field(
-        default=8, metadata={"doc": "Threads for `def` tasks, and body processes at most, in each worker process."}
-    )
-    worker_async_concurrency: Count = field(
-        default=100, metadata={"doc": "`async def` tasks at once in each worker process."}
-    )
-    worker_pool: PoolName = field(
-        default="thread", metadata={"doc": "Where bodies of `def` tasks run that say nothing themselves."}
-    )
-    worker_prefetch: Count = field(
-        default=512,
-        metadata={"doc": "Deliveries in hand at most in each worker process; far fewer where tasks are slow."},
-    )
-    worker_grace: Seconds = field(
-        default=30.0, metadata={"doc": "Seconds that running tasks get to finish when a worker stops."}
-    )
-    worker_max_tasks_per_process: Count | None = field(
-        default=None, metadata={"doc": "Replace a worker process after so many tasks."}
-    )
-    worker_max_memory_per_process: PositiveSeconds | None = field(
-        default=None, metadata={"doc": "Replace a worker process that has grown beyond so many MB."}
-    )
-    worker_liveness_file: str | None = field(
-        default=None,
-        metadata={"doc": "A file whose modification time says when the worker last was alive, for probes."},
+    worker_liveness_file: str | None = setting(
+        None,
+        "A file whose modification time says when the worker last was alive, for probes.",
     )
 
     def __setattr__(self, name: str, value: object) -> None:
