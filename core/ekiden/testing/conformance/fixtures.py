@@ -132,7 +132,7 @@ class TransportFixtures:
         """The next delivery."""
         return self.collect(consumer, 1, within=within)[0]
 
-    def assert_nothing_comes(self, consumer: Consumer, *, within: float = 0.2) -> None:
+    def assert_nothing_comes(self, consumer: Consumer, *, within: float = 0.1) -> None:
         """Nothing is there, and nothing arrives within some time."""
         assert bodies(consumer.receive(100, within)) == []
 

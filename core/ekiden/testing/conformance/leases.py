@@ -386,7 +386,7 @@ class LeaseExpiryConformance(TransportFixtures):
         holder, rival = self.consume(transport, queue, lease=lease), self.consume(other, queue)
         held = self.collect_one(holder)
 
-        for _ in range(12):
+        for _ in range(8):
             self.assert_nothing_comes(rival, within=lease / 4)
             assert holder.extend([held]) == [SETTLED]
 

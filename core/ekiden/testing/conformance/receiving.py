@@ -244,7 +244,7 @@ class Receiving(TransportFixtures):
         patience = 1.0 + transport.description.wakes_within
 
         with ThreadPoolExecutor() as threads:
-            for _ in range(20):
+            for _ in range(15):
                 stopping = self.consume(transport, queue)
                 asked_first = threads.submit(stopping.receive, 1, PATIENCE)
                 let_it_wait(0.02)

@@ -26,7 +26,7 @@ from ekiden.transport import Consumer, Transport
 
 WAITERS = 50
 QUEUES = 20
-IDLE_SECONDS = 3.0
+IDLE_SECONDS = 2.0
 BUSY_SHARE = 0.03
 """The share of one core that fifty idle waiters may use together, on a machine that does other things too."""
 
@@ -99,7 +99,7 @@ class Threads(TransportFixtures):
     def test_fifty_idle_waiters_use_no_processor_time(self, transport: Transport, other: Transport, queue: str) -> None:
         transport.publish([a_message(f"{queue}-0", due_in=3600)])
         with self.waiters(other, queue, settle):
-            let_it_wait(1.0)  # while they connect
+            let_it_wait(0.7)  # while they connect
             busy_before = time.process_time()
 
             let_it_wait(IDLE_SECONDS)
@@ -121,7 +121,7 @@ class Threads(TransportFixtures):
 
         delays = []
         with self.waiters(other, queue, work):
-            let_it_wait(1.0)
+            let_it_wait(0.7)
             for number in range(20):
                 message = a_message(f"{queue}-{number}")
                 published = time.monotonic()
