@@ -100,6 +100,7 @@ class Ekiden(TaskSet):
     ) -> None:
         caller = sys._getframe(1).f_globals
         super().__init__(name or str(caller.get("__name__", "ekiden")))
+        self.made_in = str(caller.get("__name__"))
         self.project_root = project_root(caller.get("__file__"))
         self.conf = Settings()
         self._read_project_settings()
@@ -475,7 +476,8 @@ def _app_in(module: ModuleType, attribute: str, target: str) -> Ekiden:
 
 def target_of(app: Ekiden) -> str | None:
     """``MODULE:APP`` under which another process can import this app, or None for one that is in no module."""
-    for module in list(sys.modules.values()):
+    # First the module that made it: one that only imported it may do more when it is imported.
+    for module in sorted(sys.modules.values(), key=lambda each: getattr(each, "__name__", None) != app.made_in):
         for attribute, value in list(getattr(module, "__dict__", {}).items()):  # programs put other things there, too
             if value is app:
                 name = real_module_name(module.__name__, vars(module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,12 @@ def _import_failed(name: str, wanted_by: str, error: BaseException) -> Configura
         place = f" ({error.filename}:{error.lineno})"
     text = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
     return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {text}{place}")
+
+
+def is_body_process() -> bool:
+    """Whether this process was started to run bodies (``python -m ekiden.body_process``)."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == "ekiden.body_process"
 
 
 def import_object(path: str) -> object:

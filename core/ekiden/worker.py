@@ -40,6 +40,7 @@ from ekiden.errors import (
 from ekiden.execution import AlreadyEnded, Expired, Outcome, Postponed, Request, Revoked, SecondCopy, Unprocessable
 from ekiden.job import Job, Work
 from ekiden.message import DEAD_SUFFIX, Delivery
+from ekiden.modules import is_body_process
 from ekiden.options import Policy
 from ekiden.plan import WorkerOptions
 from ekiden.ratelimit import RateLimiter
@@ -500,6 +501,11 @@ class InProcessWorker:
 
     def start(self) -> Self:
         """Start it, and return when it receives. Raises what kept it from starting."""
+        if is_body_process():
+            raise ConfigurationError(
+                "a module that starts a worker when it is imported cannot be imported by a body process, which would "
+                'start one, too: put app.worker() under if __name__ == "__main__".'
+            )
         self._thread.start()
         while not self.worker.ready.wait(0.05):
             if not self._thread.is_alive():
