@@ -222,14 +222,15 @@ class MemoryConsumer(Consumer):
         give_up = time.monotonic() + timeout
         with self._broker.lock:
             self._check_open()
-            received: list[Delivery] = []
-            while not self._stopped:
-                room = min(limit, self._prefetch - len(self.leased))
-                received = self._claim(room)
-                if received or not self._wait(give_up, has_room=room > 0):
-                    break
-            self._call_others()
-            return received
+            try:
+                while not self._stopped:
+                    room = min(limit, self._prefetch - len(self.leased))
+                    received = self._claim(room)
+                    if received or not self._wait(give_up, has_room=room > 0):
+                        return received
+                return []
+            finally:
+                self._call_others()
 
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         with self._broker.lock:
@@ -283,7 +284,8 @@ class MemoryConsumer(Consumer):
         for queue in list(self.queues):
             if len(taken) == room:
                 break
-            if queue.has_ready(wall_clock):
+            queue.move_due(wall_clock)
+            if queue.has_ready():
                 taken += queue.take(room - len(taken))
                 if not self._strict:
                     self.queues.remove(queue)
@@ -311,15 +313,17 @@ class MemoryConsumer(Consumer):
                 if queue.delayed:
                     until = min(until, now + queue.delayed[0][0] - wall_clock)
         self._waits_for_room = not has_room
-        self.called.wait(min(until - now, threading.TIMEOUT_MAX))
-        for queue in self.queues:
-            queue.waiting.pop(self, None)
+        try:
+            self.called.wait(min(until - now, threading.TIMEOUT_MAX))
+        finally:
+            for queue in self.queues:
+                queue.waiting.pop(self, None)
         return True
 
     def _call_others(self) -> None:
         """Whoever leaves a queue with messages in it calls the next, so that none waits beside a message."""
         for queue in self.queues:
-            if queue.waiting and queue.has_ready(0.0):
+            if queue.waiting and queue.has_ready():
                 queue.call_one()
 
     def _tell_of_room(self) -> None:
@@ -439,11 +443,12 @@ class _Queue:
         del self.held[held.message.id]
         self._broker.size -= 1
 
-    def has_ready(self, wall_clock: float) -> bool:
-        """Whether something may be received, at this time of the wall clock."""
+    def move_due(self, wall_clock: float) -> None:
         while self.delayed and self.delayed[0][0] <= wall_clock:
             held = heapq.heappop(self.delayed)[2]
             self.ready[held.message.priority].append(held)
+
+    def has_ready(self) -> bool:
         return any(self.ready)
 
     def take(self, limit: int) -> list[_Held]:
@@ -510,7 +515,7 @@ class _Broker:
         found = self._queues.get(name)
         if found is not None:
             self.take_back_ended_leases(time.monotonic())
-            found.has_ready(time.time())
+            found.move_due(time.time())
         return found
 
     def store(self, message: Message) -> bool:

@@ -59,7 +59,10 @@ class Child:
 
     def next(self, *, within: float = PATIENCE) -> dict[str, Any]:
         """The next thing that the child tells."""
-        told = self._told.get(timeout=within)
+        try:
+            told = self._told.get(timeout=within)
+        except queue.Empty:
+            raise AssertionError(f"the child told nothing within {within} s") from None
         assert told is not None, f"the child ended with status {self._process.wait()}"
         return told
 
