@@ -512,7 +512,7 @@ def main() -> None:
     while True:
         frame = channel.next_frame()
         assert isinstance(frame, Run)
-        channel.tell(Done(_execute(app, frame)))
+        channel.tell(Done(execute(app, frame)))
 
 
 def _load(target: str, channel: Channel) -> Ekiden:
@@ -523,7 +523,8 @@ def _load(target: str, channel: Channel) -> Ekiden:
     return app
 
 
-def _execute(app: Ekiden, frame: Run) -> Outcome:
+def execute(app: Ekiden, frame: Run) -> Outcome:
+    """Run the body of the call that ``frame`` carries, and say what happened."""
     message = frame.message
     call = decode_call(message.body, message.headers)
     task = app.find_task(call.task)

@@ -10,7 +10,7 @@ from ekiden import __version__
 from ekiden.cli.calls import call, result, revoke
 from ekiden.cli.dead import dead
 from ekiden.cli.demo import demo
-from ekiden.cli.diagnosis import transports
+from ekiden.cli.diagnosis import doctor, explain, transports
 from ekiden.cli.queues import purge, queues
 from ekiden.cli.worker import worker
 from ekiden.errors import EkidenError
@@ -42,7 +42,7 @@ def ekiden() -> None:
     """
 
 
-for command in (worker, call, result, revoke, queues, purge, dead, transports, demo):
+for command in (worker, call, result, revoke, queues, purge, dead, transports, explain, doctor, demo):
     ekiden.add_command(command)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from ekiden import plugins
-from ekiden.cli.output import json_option, print_fields, print_json
+from ekiden.app import load_app
+from ekiden.cli.output import app_argument, json_option, print_fields, print_json, task_named
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL
+
+if TYPE_CHECKING:
+    from ekiden.explain import Explanation
 
 
 @click.command()
@@ -32,6 +38,55 @@ def transports(as_json: bool) -> None:
         print_fields({name: value for name, value in transport.items() if name != "scheme"})
 
 
+@click.command()
+@app_argument
+@click.argument("task")
+@json_option
+def explain(target: str, task: str, as_json: bool) -> None:
+    """What will happen to a call of TASK, step by step, with the file and line that does each step.
+
+    \b
+    ekiden explain shop:app add
+
+    A call is made and followed, of a task that does nothing but is configured like yours, on a broker in memory. Your
+    function is not called, and your broker not asked.
+    """
+    from ekiden.explain import explain as explained  # the worker and all that belongs to it
+
+    app = load_app(target)
+    with app:
+        explanation = explained(app, task_named(app, task))
+    if as_json:
+        print_json(explanation)
+    else:
+        _tell(explanation)
+
+
+def _tell(explanation: Explanation) -> None:
+    click.echo(click.style(f"A call of {explanation.task}", bold=True) + "\n")
+    said_otherwise = [fact for fact in explanation.facts if fact.said_by != "the settings"]
+    width = max(len(fact.name) for fact in said_otherwise)
+    for fact in said_otherwise:
+        click.echo(f"  {fact.name:{width}}  {fact.value}  {click.style(f'({fact.said_by})', dim=True)}")
+    rest = [f"{fact.name}={fact.value}" for fact in explanation.facts if fact.said_by == "the settings"]
+    click.echo(click.wrap_text(f"By the settings: {', '.join(rest)}", 100, "\n  ", "    "))
+    where = ""
+    for step in explanation.steps:
+        if step.where != where:
+            where = step.where
+            click.echo("\n" + click.style(where.upper(), bold=True, fg="green"))
+        indent = "  " * step.depth
+        place = click.style(f"{_relative(step.file)}:{step.line}", dim=True)
+        click.echo(f"{step.number:3} {indent}{click.style(step.name, bold=True)}  {place}")
+        if step.does:
+            click.echo(click.wrap_text(step.does, 100, f"      {indent}", f"      {indent}"))
+
+
+def _relative(file: str) -> str:
+    path = os.path.relpath(file)
+    return file if path.startswith(os.pardir) else path
+
+
 def described_transports() -> list[dict[str, Any]]:
     """What each installed transport says of itself, by scheme; of one that cannot be loaded, why."""
     return [{"scheme": scheme, **_described(scheme)} for scheme in plugins.installed(plugins.TRANSPORTS)]
@@ -44,5 +99,37 @@ def _described(scheme: str) -> dict[str, Any]:
         return {"error": str(error)}
     fields = msgspec.structs.asdict(kind.description)
     options = fields.pop("options")
-    fields["options"] = {} if options is None else {each.name: each.default for each in msgspec.structs.fields(options)}
+    known = () if options is None else msgspec.structs.fields(options)
+    fields["options"] = {each.name: None if each.default is msgspec.NODEFAULT else each.default for each in known}
     return {**fields, "implemented_by": f"{kind.__module__}.{kind.__qualname__}"}
+
+
+_COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
+
+
+@click.command()
+@app_argument
+@json_option
+def doctor(target: str, as_json: bool) -> None:
+    """Whether the app can work: its broker, its results, its configuration, its queues.
+
+    \b
+    ekiden doctor shop:app
+
+    One line for each thing looked at, with what to do where it is not as it should be. The exit status is 1 if
+    something is wrong.
+    """
+    from ekiden.doctor import examine  # the worker and all that belongs to it
+
+    with load_app(target) as app:
+        findings = []
+        for finding in examine(app):
+            findings.append(finding)
+            if not as_json:
+                level = click.style(f"{finding.level:7}", fg=_COLOURS[finding.level], bold=True)
+                advice = f"; {finding.advice}" if finding.advice else ""
+                click.echo(f"{level}  {finding.check}: {finding.text.rstrip('.')}{advice}")
+    if as_json:
+        print_json(findings)
+    if any(finding.level == "wrong" for finding in findings):
+        sys.exit(1)
