@@ -37,9 +37,15 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the supervisor tells a worker process to do."""
+    """What the supervisor tells a worker process to do.
+
+    ``introduces``: say what is worked for. ``speaks``: say why that is impossible; of processes that start together
+    only one does.
+    """
 
     target: str
+    introduces: bool
+    speaks: bool
     options: WorkerOptions
     log_level: str
     log_format: str

@@ -38,6 +38,7 @@ _FRESH_SECONDS = 30.0
 _SHORT_LIFE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
+_LET_SPEAK_SECONDS = 1.0
 
 
 class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,12 +54,13 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Slot:
-    """One place for a worker process: its current process, and since when."""
+    """One place for a worker process: its current process, and since when; whether it speaks (see Plan)."""
 
-    __slots__ = ("beat_file", "name", "pause", "process", "start_at", "started")
+    __slots__ = ("beat_file", "name", "pause", "process", "speaks", "start_at", "started")
 
-    def __init__(self, name: str, beat_file: Path | None) -> None:
+    def __init__(self, name: str, beat_file: Path | None, *, speaks: bool) -> None:
         self.name = name
+        self.speaks = speaks
         self.beat_file = beat_file
         self.process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
@@ -94,12 +96,12 @@ class Supervisor:
         # Two supervisors on one host must not take each other's deliveries, so the name holds the process id.
         base = options.worker.name or f"{socket.gethostname()}:{os.getpid()}"
         self._slots = [
-            _Slot(f"{base}:{number}", Path(self._beats.name, str(number)) if self._beats else None)
+            _Slot(f"{base}:{number}", Path(self._beats.name, str(number)) if self._beats else None, speaks=number == 1)
             for number in range(1, options.processes + 1)
         ]
         self._stopping = 0
         self._kill_at: float | None = None
-        self._exit_code = 0
+        self._exit_code = EXIT_DONE
 
     def run(self) -> int:
         """Run until every process has ended; the exit status for the command. Call it from the main thread."""
@@ -161,6 +163,8 @@ class Supervisor:
     def _start(self, slot: _Slot) -> None:
         plan = Plan(
             target=self._target,
+            introduces=slot.speaks and not slot.started,
+            speaks=slot.speaks,
             options=msgspec.structs.replace(self._options.worker, name=slot.name, grace=self._options.grace),
             log_level=self._options.log_level,
             log_format=self._options.log_format,
@@ -187,7 +191,8 @@ class Supervisor:
         pid, lived = slot.process.pid, time.monotonic() - slot.started
         slot.process.stdin.close()
         slot.process = None
-        if code == EXIT_UNUSABLE:
+        spoke, slot.speaks = slot.speaks, True
+        if code == EXIT_UNUSABLE and spoke:
             self._exit_code = EXIT_UNUSABLE
             if not self._stopping:
                 self._stop()
@@ -196,6 +201,8 @@ class Supervisor:
             return
         if code == EXIT_REPLACE:
             slot.pause = 0.0
+        elif code == EXIT_UNUSABLE:
+            slot.pause = _LET_SPEAK_SECONDS
         else:
             slot.pause = (
                 0.0
@@ -211,7 +218,7 @@ class Supervisor:
         self._stopping += 1
         grace = self._options.grace + _GRACE_MARGIN_SECONDS if self._stopping == 1 else _AT_ONCE_SECONDS
         self._kill_at = time.monotonic() + grace
-        if self._stopping == 1:
+        if self._stopping == 1 and self._exit_code == EXIT_DONE:
             logger.info("stopping: running tasks get %g s; once more to end at once", self._options.grace)
         for slot in self._slots:
             slot.start_at = None

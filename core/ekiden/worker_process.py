@@ -15,11 +15,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
+from typing import NoReturn
 
 import msgspec
 
-from ekiden.app import load_app
+from ekiden import plugins
+from ekiden.app import Ekiden, load_app
 from ekiden.errors import ConfigurationError, EkidenError
 from ekiden.logs import configure_logging
 from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan
@@ -38,11 +41,13 @@ def main() -> None:
     configure_logging(plan.log_level, plan.log_format)
     try:
         app = load_app(plan.target)
+        plugins.check_shared(app.broker_url(), app.backend_url())
         worker = Worker(app, plan.options)
     except EkidenError as error:
-        _say(plan.target, error)
-        sys.exit(EXIT_UNUSABLE)
+        _refuse(plan, error)
     _obey(worker)
+    if plan.introduces:
+        _introduce(app, worker)
     if plan.beat_file is not None:
         _beat(worker, plan.beat_file)
     gc.collect()
@@ -50,8 +55,7 @@ def main() -> None:
     try:
         clean = worker.run()
     except ConfigurationError as error:
-        _say(plan.target, error)
-        sys.exit(EXIT_UNUSABLE)
+        _refuse(plan, error)
     except EkidenError as error:
         logger.error("%s", error)
         sys.exit(1)
@@ -64,17 +68,36 @@ def main() -> None:
     sys.exit(EXIT_REPLACE if worker.recycled else EXIT_DONE)
 
 
-def _say(target: str, error: EkidenError) -> None:
-    sys.stderr.write(f"ekiden worker {target}: {error}\n")
+def _refuse(plan: Plan, error: EkidenError) -> NoReturn:
+    """Say why this app cannot be worked for, and end."""
+    if plan.speaks:
+        sys.stderr.write(f"Error: {error}\n")
+    sys.exit(EXIT_UNUSABLE)
+
+
+def _introduce(app: Ekiden, worker: Worker) -> None:
+    """Say what is worked for; passwords in URLs are hidden."""
+    results = app.backend_url() if app.stores_results() else "not stored"
+    logger.info("broker %s, results %s", app.broker_url(), results)
+    logger.info("queues %s", ", ".join(worker.queues))
+    logger.info("tasks %s", ", ".join(sorted(app.tasks)) or "none: the setting include names modules that have some")
 
 
 def _obey(worker: Worker) -> None:
     """Stop when told to by a signal, or when the supervisor is gone."""
+    told: SimpleQueue[None] = SimpleQueue()
 
     def on_term(_number: int, _frame: FrameType | None) -> None:
-        worker.stop(at_once=worker.is_stopping())
+        # Not here: this interrupts the receiving thread, perhaps while it holds a lock that stopping needs.
+        told.put(None)
+
+    def stop_when_told() -> None:
+        while True:
+            told.get()
+            worker.stop(at_once=worker.is_stopping())
 
     signal.signal(signal.SIGTERM, on_term)
+    threading.Thread(target=stop_when_told, name="ekiden-stop", daemon=True).start()
 
     def watch_supervisor() -> None:
         while os.read(0, 1024):
