@@ -69,7 +69,7 @@ _numbers = itertools.count(1)
 
 
 class Worker:
-    """Works for one app until it is stopped. ``run`` blocks; ``stop`` may be called by any thread or signal handler."""
+    """Works for one app until it is stopped. ``run`` blocks; ``stop`` may be called by any thread."""
 
     def __init__(self, app: Ekiden, options: WorkerOptions) -> None:
         conf = app.conf

@@ -25,7 +25,7 @@ from ekiden import plugins
 from ekiden.app import Ekiden, load_app
 from ekiden.errors import ConfigurationError, EkidenError
 from ekiden.logs import configure_logging
-from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan
+from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan, WorkerOptions
 from ekiden.worker import Worker
 
 logger = logging.getLogger("ekiden.worker")
@@ -42,7 +42,7 @@ def main() -> None:
     try:
         app = load_app(plan.target)
         plugins.check_shared(app.broker_url(), app.backend_url())
-        worker = Worker(app, plan.options)
+        worker = Worker(app, _options(plan, app))
     except EkidenError as error:
         _refuse(plan, error)
     _obey(worker)
@@ -66,6 +66,16 @@ def main() -> None:
         os._exit(EXIT_UNCLEAN)
     app.close()
     sys.exit(EXIT_REPLACE if worker.recycled else EXIT_DONE)
+
+
+def _options(plan: Plan, app: Ekiden) -> WorkerOptions:
+    """The plan's, and the app's settings for what only a process that can be replaced needs."""
+    conf, options = app.conf, plan.options
+    return msgspec.structs.replace(
+        options,
+        max_tasks=options.max_tasks or conf.worker_max_tasks_per_process,
+        max_memory_mb=options.max_memory_mb or conf.worker_max_memory_per_process,
+    )
 
 
 def _refuse(plan: Plan, error: EkidenError) -> NoReturn:

@@ -77,6 +77,20 @@ def test_an_installed_wheel_has_the_command(installation: Installation, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_the_wheel_carries_the_demo_which_says_what_it_needs(installation: Installation, tmp_path: Path) -> None:
+    (wheel,) = installation.wheels.glob("ekiden-*.whl")
+
+    refusal = subprocess.run(
+        [installation.command("ekiden"), "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert "ekiden/demo/tasks.py" in ZipFile(wheel).namelist()
+    assert refusal.returncode == 1
+    assert "which is not installed: pip install 'ekiden[demo]'." in refusal.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_wheel_carries_its_types(installation: Installation) -> None:
     for wheel in installation.wheels.iterdir():
         package = wheel.name.partition("-")[0]
