@@ -1,0 +1,109 @@
+"""The result store in memory: the backend's contract, method by method, over a Store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from ekiden.errors import BackendError
+from ekiden.memory.options import MemoryOptions
+from ekiden.memory.shared import in_this_process, name_in
+from ekiden.memory.store import Store, Wait
+from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.states import is_final
+from ekiden.urls import BrokerURL
+
+
+class MemoryBackend(Backend):
+    """A result store in this process."""
+
+    def __init__(self, url: BrokerURL) -> None:
+        url.options_as(MemoryOptions)
+        self._name = name_in(url)
+        self._store = in_this_process.named(self._name).store
+        self._waits: set[Wait] = set()
+        self._closed = False
+
+    def put(self, results: Sequence[StoredResult]) -> list[bool]:
+        with self._opened() as store:
+            answers = [store.put(result) for result in results]
+            store.call({result.task_id for result in results if is_final(result.state)})
+            return answers
+
+    def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
+        with self._opened() as store:
+            return [store.get(task_id) for task_id in ids]
+
+    def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
+        with self._opened() as store:
+            final = store.final(ids)
+            if final or timeout <= 0:
+                return final
+            wait = Wait(set(ids), threading.Condition(store.lock))
+            store.waits.add(wait)
+            self._waits.add(wait)
+            try:
+                wait.called.wait_for(lambda: wait.over or self._closed, min(timeout, threading.TIMEOUT_MAX))
+            finally:
+                store.waits.discard(wait)
+                self._waits.discard(wait)
+            return store.final(ids)
+
+    def wake(self) -> None:
+        with self._store.lock:
+            for wait in self._waits:
+                wait.end()
+
+    def forget(self, ids: Sequence[str]) -> None:
+        with self._opened() as store:
+            for task_id in ids:
+                store.results.discard(task_id)
+                store.starts.discard(task_id)
+
+    def begin(self, starts: Sequence[Start]) -> list[Begun]:
+        with self._opened() as store:
+            return [store.begin(start) for start in starts]
+
+    def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
+        with self._opened() as store:
+            arrived = store.joins.get(join_id) or {}
+            arrived.setdefault(member, outcome)
+            store.joins.set(join_id, arrived, expires=expires)
+            complete = len(arrived) >= size
+            return Joined(len(arrived), complete, dict(arrived) if complete else {})
+
+    def read(self, keys: Sequence[str]) -> list[Record | None]:
+        with self._opened() as store:
+            return [store.records.get(key) for key in keys]
+
+    def write(
+        self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
+    ) -> int | None:
+        with self._opened() as store:
+            record = store.records.get(key)
+            version = record.version if record is not None else 0
+            if expected_version is not None and expected_version != version:
+                return None
+            if value is None:
+                store.records.discard(key)
+                return 0
+            store.records.set(key, Record(key, value, version + 1), expires=expires)
+            return version + 1
+
+    def scan(self, prefix: str) -> list[Record]:
+        with self._opened() as store:
+            found = (store.records.get(key) for key in sorted(store.records.keys()) if key.startswith(prefix))
+            return [record for record in found if record is not None]
+
+    def close(self) -> None:
+        self._closed = True
+        self.wake()
+
+    def forget_connections(self) -> None:
+        self._store = in_this_process.named(self._name).store
+        self._waits = set()
+
+    def _opened(self) -> Store:
+        if self._closed:
+            raise BackendError(f"The result backend memory://{self._name} was closed here; open it again.")
+        return self._store
