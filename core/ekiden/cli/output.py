@@ -34,9 +34,10 @@ def task_named(app: Ekiden, name: str) -> Task[..., Any]:
         task = ending[0]
     if task is not None:
         return task
-    close = difflib.get_close_matches(name, list(app.tasks), n=1, cutoff=0.5)
+    spelt = {spelling: full for full in app.tasks for spelling in (full, full.rpartition(".")[2])}
+    close = difflib.get_close_matches(name, list(spelt), n=1)
     known = ", ".join(sorted(app.tasks)) or "none"
-    meant = f"did you mean {close[0]}? " if close else ""
+    meant = f"did you mean {spelt[close[0]]}? " if close else ""
     raise ConfigurationError(f"the app has no task {name!r}; {meant}its tasks: {known}.")
 
 

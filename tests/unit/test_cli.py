@@ -1,0 +1,385 @@
+"""What each command prints, for programs and for people, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from ekiden import Ekiden
+from ekiden.app import load_app
+from ekiden.cli import ekiden
+from ekiden.message import Message
+
+SHOP = """
+    from ekiden import Ekiden
+
+    app = Ekiden("shop", broker="sqlite:///shop.db", task_routes={"*.mail": {"queue": "mail", "priority": 7}})
+    inside = Ekiden("inside", broker="memory://inside")
+
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+
+    @app.task(max_retries=0)
+    def boom(text: str) -> None:
+        raise ValueError(text)
+
+
+    @app.task(autoretry_for=(OSError,), max_retries=1, default_retry_delay=0)
+    def fetch() -> None:
+        raise OSError("no route")
+
+
+    @app.task(ignore_result=True)
+    def mail(to: str) -> None:
+        pass
+
+
+    @inside.task
+    def here() -> None:
+        pass
+"""
+
+numbers = count(1)
+
+
+class Shop:
+    """An app in a module of its own, and the command, run beside it."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.target = f"{module}:app"
+
+    @property
+    def app(self) -> Ekiden:
+        return load_app(self.target)
+
+    def run(self, *arguments: object, code: int = 0, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(ekiden, [str(each) for each in arguments], input=stdin)
+        assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    def json(self, *arguments: object) -> Any:
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def refusal(self, *arguments: object, code: int = 1) -> str:
+        """The one line that a mistake is answered with."""
+        result = self.run(*arguments, code=code)
+        assert result.stdout == ""
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        return line.removeprefix("Error: ")
+
+    def work(self) -> None:
+        """Work off what is there."""
+        from ekiden.plan import WorkerOptions
+        from ekiden.worker import Worker
+
+        with self.app as app:
+            Worker(app, WorkerOptions(burst=True, threads=2)).run()
+
+    def dies(self, text: str = "broken") -> str:
+        """Have a call fail for good; its id."""
+        task_id = self.run("call", self.target, "boom", "--args", json.dumps([text])).stdout.strip()
+        self.work()
+        return task_id
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    module = f"shop_{next(numbers)}"
+    (tmp_path / f"{module}.py").write_text(dedent(SHOP))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shop = Shop(module)
+    yield shop
+    shop.app.close()
+    del sys.modules[module]
+
+
+# Calls and results.
+
+
+def test_call_prints_the_id_and_sends_what_it_is_told(shop: Shop) -> None:
+    task_id = shop.run("call", shop.target, "mail", "--kwargs", '{"to": "ann"}', "--countdown", "60").stdout.strip()
+
+    (seen,) = shop.app.transport.browse("mail")
+    assert (seen.message.id, seen.message.priority, seen.condition.value) == (task_id, 7, "delayed")
+    assert json.loads(seen.message.body)["kwargs"] == {"to": "ann"}
+
+
+def test_a_call_can_go_elsewhere(shop: Shop) -> None:
+    full_name = f"{shop.module}.add"
+
+    shop.run(
+        "call", shop.target, full_name, "--args", "[1, 2]", "--queue", "other", "--priority", 9, "--task-id", "mine"
+    )
+
+    (seen,) = shop.app.transport.browse("other")
+    assert (seen.message.id, seen.message.priority) == ("mine", 9)
+
+
+def test_call_waits_for_the_result_and_prints_it_as_json(shop: Shop) -> None:
+    with shop.app.worker():
+        waited = shop.run("call", shop.target, "add", "--args", "[1, 2]", "--wait", "10")
+
+    assert waited.stdout == "3\n"
+
+
+def test_a_task_that_fails_is_told_on_standard_error(shop: Shop) -> None:
+    with shop.app.worker():
+        failed = shop.run("call", shop.target, "boom", "--args", '["broken"]', "--wait", "10", code=1)
+
+    assert failed.stdout == ""
+    assert "ended as FAILURE: ValueError: broken" in failed.stderr
+    assert "raise ValueError(text)" in failed.stderr
+
+
+def test_a_task_that_takes_too_long_goes_on(shop: Shop) -> None:
+    refusal = shop.refusal("call", shop.target, "add", "--args", "[1, 2]", "--wait", "0.01")
+
+    assert "had not ended after 0.01 s; it is PENDING" in refusal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("ad",), 1, "has no task 'ad'; did you mean"),
+        (("add", "--args", "1"), 2, "is not a JSON array, such as"),
+        (("add", "--args", "[1"), 2, "is not a JSON array, such as"),
+        (("add", "--kwargs", "[]"), 2, "is not a JSON object, such as"),
+        (("add",), 1, "add() missing a required argument: 'x'"),
+        (("add", "--args", '["one", 2]'), 1, "add() cannot take 'one' for 'x'"),
+        (("add", "--args", "[1, 2]", "--priority", "10"), 1, "10 is not a priority"),
+        (("add", "--args", "[1, 2]", "--queue", "a b"), 1, "'a b' is not a queue name"),
+    ],
+)
+def test_a_call_that_cannot_be_made_is_refused_in_one_sentence(
+    shop: Shop, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    assert said in shop.refusal("call", shop.target, *arguments, code=code)
+
+
+def test_result_tells_everything_that_is_stored(shop: Shop) -> None:
+    done = shop.run("call", shop.target, "add", "--args", "[1, 2]").stdout.strip()
+    failed = shop.dies()
+
+    value, failure = shop.json("result", shop.target, done), shop.json("result", shop.target, failed, "--wait", "5")
+
+    assert (value["state"], value["value"], value["task"], value["queue"]) == (
+        "SUCCESS",
+        3,
+        f"{shop.module}.add",
+        "default",
+    )
+    assert (failure["state"], failure["value"], failure["error"]) == ("FAILURE", None, "ValueError: broken")
+    assert "Traceback" in shop.run("result", shop.target, failed).stdout
+    assert shop.json("result", shop.target, "nobody")["state"] == "PENDING"
+
+
+def test_a_revoked_task_does_not_run(shop: Shop) -> None:
+    task_id = shop.run("call", shop.target, "add", "--args", "[1, 2]").stdout.strip()
+
+    shop.run("revoke", shop.target, task_id)
+    shop.work()
+
+    assert shop.json("result", shop.target, task_id)["state"] == "REVOKED"
+
+
+# Queues.
+
+
+def test_queues_are_listed_with_their_dead_letters(shop: Shop) -> None:
+    shop.run("call", shop.target, "add", "--args", "[1, 2]")
+    shop.run("call", shop.target, "mail", "--args", '["ann"]', "--countdown", "60")
+
+    assert shop.json("queues", shop.target) == [
+        {"queue": "default", "ready": 1, "delayed": 0, "leased": 0},
+        {"queue": "default.dead", "ready": 0, "delayed": 0, "leased": 0},
+        {"queue": "mail", "ready": 0, "delayed": 1, "leased": 0},
+        {"queue": "mail.dead", "ready": 0, "delayed": 0, "leased": 0},
+    ]
+    assert "default.dead      0        0       0" in shop.run("queues", shop.target).stdout
+
+
+def test_purge_needs_a_yes_where_nobody_can_be_asked(shop: Shop) -> None:
+    shop.run("call", shop.target, "add", "--args", "[1, 2]")
+
+    assert "say --yes" in shop.refusal("purge", shop.target, "default", code=2)
+    assert shop.run("purge", shop.target, "default", "--yes").stdout == "1 message of default deleted.\n"
+    assert shop.app.transport.depth("default").ready == 0
+
+
+# Dead letters.
+
+
+def test_dead_letters_are_listed_with_their_reason(shop: Shop) -> None:
+    task_id = shop.dies("first line\nsecond line")
+
+    (row,) = shop.json("dead", "list", shop.target, "default")
+
+    at = row.pop("at")
+    assert at.endswith("+00:00")
+    assert row == {
+        "id": task_id,
+        "task": f"{shop.module}.boom",
+        "reason": "ValueError",
+        "error": "first line\nsecond line",
+        "attempts": 1,
+    }
+    (_, line) = shop.run("dead", "list", shop.target, "default").stdout.splitlines()
+    assert line.split() == [task_id, f"{shop.module}.boom", "ValueError", "first", "line", "1", at]
+    assert shop.run("dead", "list", shop.target, "mail").stdout == "mail has no dead letters.\n"
+    assert shop.json("dead", "list", shop.target, "mail") == []
+
+
+def test_more_dead_letters_than_a_page_are_listed_up_to_a_limit(shop: Shop) -> None:
+    shop.app.transport.publish([Message(f"{number:032}", "mail.dead", b"garbage") for number in range(250)])
+
+    assert len(shop.json("dead", "list", shop.target, "mail")) == 250
+    assert len(shop.json("dead", "list", shop.target, "mail", "--limit", "101")) == 101
+
+
+def test_a_dead_letter_is_shown_whole(shop: Shop) -> None:
+    task_id = shop.dies()
+    shop.app.transport.publish([Message("garbage", "default.dead", b"\xff{", {"color": "red"})])
+
+    call, garbage = (shop.json("dead", "show", shop.target, "default.dead", each) for each in (task_id, "garbage"))
+
+    assert (call["args"], call["queue"], call["tries"], call["body"]) == (["broken"], "default", 1, None)
+    assert (garbage["task"], garbage["headers"], garbage["body"]) == (None, {"color": "red"}, "\\xff{")
+    assert shop.refusal("dead", "show", shop.target, "default", "nobody").startswith(
+        "default has no dead letter nobody"
+    )
+
+
+def test_a_dead_letter_is_sent_back_by_its_id_and_the_others_stay_untouched(shop: Shop) -> None:
+    dead = [shop.dies(text) for text in "abc"]
+
+    shop.run("dead", "retry", shop.target, "default", dead[1])
+
+    assert [row["id"] for row in shop.json("dead", "list", shop.target, "default")] == [dead[0], dead[2]]
+    (back,) = shop.app.transport.browse("default")
+    assert json.loads(back.message.body)["id"] == dead[1]
+    assert {seen.attempt for seen in shop.app.transport.browse("default.dead")} == {0}
+    assert shop.json("result", shop.target, dead[1])["state"] == "PENDING"
+
+
+def test_all_dead_letters_are_sent_back_once_and_may_die_again(shop: Shop) -> None:
+    dead = {shop.dies(text) for text in "abc"}
+
+    assert "3 dead letters of default sent back." in shop.run("dead", "retry", shop.target, "default", "--all").stdout
+    shop.work()
+
+    assert {row["id"] for row in shop.json("dead", "list", shop.target, "default")} == dead
+
+
+def test_a_call_that_died_after_its_last_try_is_really_tried_again(shop: Shop) -> None:
+    shop.run("call", shop.target, "fetch")
+    shop.work()
+    (before,) = shop.json("dead", "list", shop.target, "default")
+
+    shop.run("dead", "retry", shop.target, "default", "--all")
+    runs: list[str] = []
+    shop.app.tasks[f"{shop.module}.fetch"].function = lambda: runs.append("again")
+    shop.work()
+
+    assert runs == ["again"]
+    assert shop.json("result", shop.target, before["id"])["state"] == "SUCCESS"
+
+
+def test_retry_says_what_it_could_not_find(shop: Shop) -> None:
+    assert "say which: the ids of some, or --all" in shop.refusal("dead", "retry", shop.target, "default", code=2)
+    missing = shop.run("dead", "retry", shop.target, "default", "nobody", code=1)
+    assert "1 dead letter could not be found in default.dead" in missing.stderr
+
+
+def test_dead_letters_can_be_purged(shop: Shop) -> None:
+    shop.dies()
+
+    shop.run("dead", "purge", shop.target, "default", "--yes")
+
+    assert shop.json("dead", "list", shop.target, "default") == []
+
+
+# Looking.
+
+
+def test_transports_tells_what_every_installed_one_promises(shop: Shop) -> None:
+    found = {row["scheme"]: row for row in shop.json("transports")}
+
+    assert {"memory", "sqlite"} <= found.keys()
+    assert found["sqlite"]["shared_between_processes"] is True
+    assert found["sqlite"]["options"]["synchronous"] == "normal"
+    assert "sqlite://" in shop.run("transports").stdout
+
+
+def test_explain_is_told_to_people_and_to_programs(shop: Shop) -> None:
+    text = shop.run("explain", shop.target, "mail").stdout
+    told = shop.json("explain", shop.target, "mail")
+
+    assert ["queue", "mail", "(the", "route", "'*.mail')"] in [line.split() for line in text.splitlines()]
+    assert "IN YOUR PROCESS\n  1 Task.delay  " in text
+    assert [step["number"] for step in told["steps"]] == list(range(1, len(told["steps"]) + 1))
+    assert shop.app.transport.depth("mail").ready == 0
+
+
+# Mistakes that any command may meet.
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("nowhere:app", "there is no module 'nowhere'"),
+        ("{module}:ap", "has no 'ap'; its apps: app, inside"),
+        ("{module}", "say which app, as {module}:NAME"),
+        ("{module}:add", "not an Ekiden app"),
+        ("{module}:inside", "memory://inside lives inside one process"),
+    ],
+)
+def test_an_app_that_cannot_be_used_is_refused_in_one_sentence(shop: Shop, target: str, said: str) -> None:
+    assert said.format(module=shop.module) in shop.refusal("queues", target.format(module=shop.module))
+
+
+def test_a_broker_that_cannot_be_opened_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.app.conf.broker_url = "sqlite:////proc/nothing.db"
+
+    assert "sqlite:////proc/nothing.db: the file cannot be opened" in shop.refusal("queues", shop.target)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    from ekiden.cli import Commands
+
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def buggy() -> None:
+        raise ZeroDivisionError
+
+    assert isinstance(CliRunner().invoke(group, ["buggy"]).exception, ZeroDivisionError)
+
+
+def paths(group: click.Group, path: str = "ekiden") -> Iterator[str]:
+    for name, command in group.commands.items():
+        yield f"{path} {name}"
+        if isinstance(command, click.Group):
+            yield from paths(command, f"{path} {name}")
+
+
+@pytest.mark.parametrize("path", [path for path in paths(ekiden) if path != "ekiden demo"])
+def test_the_help_of_each_command_shows_it_at_work(path: str) -> None:
+    shown = CliRunner().invoke(ekiden, [*path.split()[1:], "--help"])
+
+    assert shown.exit_code == 0
+    assert f"\n  {path}" in shown.output
