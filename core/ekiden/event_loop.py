@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class EventLoop:
     ``_waiting`` is a deque that two threads take from, one at each end: taking is atomic.
     """
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, *, failed: Callable[[BaseException], None]) -> None:
+        self._failed = failed
         self._concurrency = concurrency
         self._waiting: deque[LoopJob] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -107,8 +108,9 @@ class EventLoop:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a job of the event loop raised", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
         self._start()
 
     def _cancel(self) -> None:
@@ -121,6 +123,7 @@ class EventLoop:
         while self._running:
             await asyncio.wait(self._running)
         await self.loop.shutdown_asyncgens()
+        await self.loop.shutdown_default_executor()
         self.loop.stop()
 
     def _run(self) -> None:

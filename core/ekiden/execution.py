@@ -393,7 +393,7 @@ def _call_handlers(task: Task[..., Any], request: Request, outcome: Outcome, val
             case _:
                 return outcome
         task.after_return(_state_of(outcome), value, call.id, call.args, call.kwargs, _einfo_of(outcome))
-    except Exception as error:  # noqa: BLE001 - a handler of the user's may do anything; its failure is the task's
+    except BaseException as error:  # noqa: BLE001 - a handler of the user's may do anything; its failure is the task's
         return Failed(failure_record(error, _traceback_of(error)), runtime=getattr(outcome, "runtime", None))
     return outcome
 

@@ -38,6 +38,7 @@ class Runner:
 
     ``settle_first(job)`` settles a job of an at-most-once task before its body, and says whether it may run.
     ``started(job)`` and ``ended(job)`` are called in whatever thread ran it; ``job.outcome`` is set by then.
+    ``failed(error)`` is called for what a thread of ours cannot handle.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Runner:
         settle_first: Callable[[Job], bool],
         started: Callable[[Job], None],
         ended: Callable[[Job], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._app = app
         self._name = name
@@ -60,6 +62,7 @@ class Runner:
         self._settle_first = settle_first
         self._started = started
         self._ended = ended
+        self._failed = failed
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._watchdog = Watchdog()
@@ -132,7 +135,12 @@ class Runner:
     # Threads.
 
     def _run_jobs(self) -> None:
-        body = ThreadBody()
+        try:
+            self._run_until_closed(ThreadBody())
+        except BaseException as error:  # noqa: BLE001 - a bug of ours: the worker must end, not go on with fewer threads
+            self._failed(error)
+
+    def _run_until_closed(self, body: ThreadBody) -> None:
         while (job := self._waiting.get()) is not None:
             job.started = time.monotonic()
             work = _work_of(job)
@@ -231,7 +239,7 @@ class Runner:
         if self._loop is None:
             from ekiden.event_loop import EventLoop  # asyncio takes 40 ms to import, and not every app has async tasks
 
-            self._loop = EventLoop(self._async_concurrency)
+            self._loop = EventLoop(self._async_concurrency, failed=self._failed)
         return self._loop
 
     async def _run_in_loop(self, job: Job) -> None:

@@ -95,6 +95,7 @@ class Settler:
         lease: float,
         progressed: Callable[[], None],
         tick: Callable[[], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._app = app
         self._consumer = consumer
@@ -104,6 +105,7 @@ class Settler:
         self._renew_every = lease / _RENEWALS_PER_LEASE
         self._progressed = progressed
         self._tick = tick
+        self._failed = failed
         self._queue: SimpleQueue[Job | _First | _Started | _GiveBack | None] = SimpleQueue()
         self._unsettled: list[_Unsettled] = []
         self._giving_back: list[_GiveBack] = []
@@ -156,6 +158,13 @@ class Settler:
     # The thread.
 
     def _run(self) -> None:
+        try:
+            self._bring_home()
+        except BaseException as error:  # noqa: BLE001 - a bug of ours: the worker must end, not go on without settling
+            self._failed(error)
+            self._refuse_firsts()
+
+    def _bring_home(self) -> None:
         give_up_at: float | None = None
         while True:
             self._receive()

@@ -20,7 +20,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -94,6 +94,7 @@ class Worker:
         self._at_once = threading.Event()
         self.ready = threading.Event()
         self.recycled = False
+        self._failure: BaseException | None = None
         self._settler: Settler | None = None
         self._consumer: Consumer | None = None
         self._rate = 0.0
@@ -130,6 +131,7 @@ class Worker:
             lease=self.lease,
             progressed=self._room.set,
             tick=self._tick,
+            failed=self._fail,
         )
         runner = Runner(
             app,
@@ -140,8 +142,9 @@ class Worker:
             settle_first=settler.settle_first,
             started=settler.started,
             ended=settler.end,
+            failed=self._fail,
         )
-        ears = _Ears(app, backend, self._held, runner)
+        ears = _Ears(app, backend, self._held, runner, failed=self._fail)
         settler.start()
         runner.start()
         ears.start()
@@ -161,7 +164,15 @@ class Worker:
             receiver.run()
         finally:
             clean = self._wind_up(consumer, settler, runner, ears)
+        if self._failure is not None:
+            raise self._failure
         return clean
+
+    def _fail(self, error: BaseException) -> None:
+        """A thread of ours has met what it cannot handle. The worker ends with it; its deliveries go back."""
+        logger.critical("%s cannot go on and ends: %r", self.name, error, exc_info=error)
+        self._failure = self._failure or error
+        self.stop(at_once=True)
 
     # Called by the receiver.
 
@@ -438,7 +449,16 @@ class _Receiver:
 class _Ears:
     """The control thread: hears what apps tell workers. Lost broadcasts cost nothing but time: records decide."""
 
-    def __init__(self, app: Ekiden, backend: Backend | None, held: dict[int, Job], runner: Runner) -> None:
+    def __init__(
+        self,
+        app: Ekiden,
+        backend: Backend | None,
+        held: dict[int, Job],
+        runner: Runner,
+        *,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._failed = failed
         self._app = app
         self._backend = backend
         self._held = held
@@ -461,6 +481,12 @@ class _Ears:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        except BaseException as error:  # noqa: BLE001 - a bug of ours: the worker must end, not go on deaf
+            self._failed(error)
+
+    def _listen(self) -> None:
         assert self._listener is not None
         assert self._backend is not None
         pause = threading.Event()
