@@ -43,6 +43,7 @@ from ekiden.message import Depth, Message, Published, PublishOutcome, Seen
 from ekiden.plan import exit_text
 from ekiden.pools import is_users_code
 from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.spawning import deaf_to, end_with_parent, ignore_interrupts, obey
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
 
 if TYPE_CHECKING:
@@ -206,12 +207,13 @@ class BodyProcess:
     """One body process, as its worker sees it. ``run`` is called by one thread at a time; ``kill`` by any."""
 
     def __init__(self, target: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ekiden.body_process", target],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
-        )
+        with deaf_to(signal.SIGTERM, signal.SIGINT):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ekiden.body_process", target],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._target = target
@@ -490,7 +492,9 @@ class RelayBackend(Backend):
 
 def main() -> None:
     """Run bodies until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    ignore_interrupts()
+    obey(signal.SIGTERM, None)  # it may be meant for the whole group of processes; the worker ends this one
     incoming = os.fdopen(os.dup(0), "rb")
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what user code prints must not get into the frames

@@ -15,6 +15,10 @@ EXIT_UNCLEAN = 70
 """A task was still running when the grace was over."""
 
 
+END_AT_ONCE = b"end at once\n"
+"""What the supervisor writes after the plan when a stop is not to wait for running tasks."""
+
+
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How one worker process works; what is None comes from the app's settings. Times are in seconds.
 

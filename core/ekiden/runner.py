@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ekiden.worker")
 
-_STOP_THREADS_SECONDS = 1.0
+_STOP_THREADS_SECONDS = 0.5
 
 
 class Runner:
@@ -128,8 +128,9 @@ class Runner:
         if self._loop is not None:
             self._loop.close(_STOP_THREADS_SECONDS)
         self._watchdog.close()
+        deadline = time.monotonic() + _STOP_THREADS_SECONDS
         for thread in self._threads:
-            thread.join(_STOP_THREADS_SECONDS if thread.is_alive() else 0.0)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     # Threads.

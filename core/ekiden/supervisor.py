@@ -2,7 +2,8 @@
 
 It never imports the app and opens no broker, so nothing of the user's can hang or kill it. Each worker process is a
 fresh interpreter with a pipe from here as its standard input; when the supervisor dies the pipes close and the
-processes drain. One thread a process waits for its end; everything else happens in the thread that called ``run``.
+processes drain. SIGTERM tells a process to drain, and may be sent by anybody and twice; to end at once is said through
+the pipe. One thread a process waits for its end; everything else happens in the thread that called ``run``.
 
 A slot is a place for one process after the other. Its name is the consumer's name at the broker, so that a replaced
 process's deliveries come back as soon as its successor opens.
@@ -10,6 +11,7 @@ process's deliveries come back as soon as its successor opens.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -27,7 +29,8 @@ from types import FrameType
 import msgspec
 
 from ekiden.errors import ConfigurationError
-from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions, exit_text
+from ekiden.plan import END_AT_ONCE, EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions, exit_text
+from ekiden.spawning import deaf_to
 
 logger = logging.getLogger("ekiden.supervisor")
 
@@ -54,9 +57,12 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Slot:
-    """One place for a worker process: its current process, and since when; whether it speaks (see Plan)."""
+    """A place for a worker process: the current one, since when it runs, and whether it is being replaced.
 
-    __slots__ = ("beat_file", "name", "pause", "process", "speaks", "start_at", "started")
+    ``speaks``: it says why the app cannot be worked for; see Plan.
+    """
+
+    __slots__ = ("beat_file", "name", "pause", "process", "replacing", "speaks", "start_at", "started")
 
     def __init__(self, name: str, beat_file: Path | None, *, speaks: bool) -> None:
         self.name = name
@@ -66,6 +72,7 @@ class _Slot:
         self.started = 0.0
         self.start_at: float | None = 0.0
         self.pause = 0.0
+        self.replacing = False
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -124,7 +131,8 @@ class Supervisor:
     def _work(self) -> bool:
         """One turn: start what is due, wait for an event, act on it. False when nothing is left to do."""
         self._start_due()
-        if not any(slot.process is not None or slot.start_at is not None for slot in self._slots):
+        waits_for_change = self._options.reload_paths and not self._stopping
+        if not waits_for_change and all(slot.process is None and slot.start_at is None for slot in self._slots):
             return False
         try:
             event = self._events.get(timeout=self._longest_wait())
@@ -170,16 +178,14 @@ class Supervisor:
             log_format=self._options.log_format,
             beat_file=None if slot.beat_file is None else str(slot.beat_file),
         )
-        process = subprocess.Popen([sys.executable, "-m", "ekiden.worker_process", self._target], stdin=subprocess.PIPE)
+        command = [sys.executable, "-m", "ekiden.worker_process", self._target]
+        with deaf_to(signal.SIGINT):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE)
         slot.process = process
         slot.started = time.monotonic()
         slot.start_at = None
-        assert process.stdin is not None
-        try:
-            process.stdin.write(msgspec.json.encode(plan) + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died already; its end is on its way
+        slot.replacing = False
+        _tell(process, msgspec.json.encode(plan) + b"\n")
         threading.Thread(target=self._wait, args=(slot, process), name=f"ekiden-wait-{slot.name}", daemon=True).start()
 
     def _wait(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
@@ -189,28 +195,32 @@ class Supervisor:
         assert slot.process is not None
         assert slot.process.stdin is not None
         pid, lived = slot.process.pid, time.monotonic() - slot.started
-        slot.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has not read all that it was told
+            slot.process.stdin.close()
         slot.process = None
         spoke, slot.speaks = slot.speaks, True
-        if code == EXIT_UNUSABLE and spoke:
-            self._exit_code = EXIT_UNUSABLE
-            if not self._stopping:
-                self._stop()
+        if self._stopping or (code == EXIT_DONE and not slot.replacing):
             return
-        if self._stopping or code == EXIT_DONE:
-            return
-        if code == EXIT_REPLACE:
+        if slot.replacing or code == EXIT_REPLACE:
             slot.pause = 0.0
         elif code == EXIT_UNUSABLE:
+            if spoke or self._options.reload_paths:
+                self._unusable()
+                return
             slot.pause = _LET_SPEAK_SECONDS
         else:
-            slot.pause = (
-                0.0
-                if lived > _SHORT_LIFE_SECONDS
-                else min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
-            )
+            short = lived <= _SHORT_LIFE_SECONDS
+            slot.pause = min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS) if short else 0.0
             logger.error("worker process %d died (%s); it is replaced in %.1f s", pid, exit_text(code), slot.pause)
         slot.start_at = time.monotonic() + slot.pause
+
+    def _unusable(self) -> None:
+        """The app cannot work as it is, and a process has said why."""
+        if self._options.reload_paths:
+            logger.info("waiting for a change")
+        else:
+            self._exit_code = EXIT_UNUSABLE
+            self._stop()
 
     # Stopping.
 
@@ -222,8 +232,10 @@ class Supervisor:
             logger.info("stopping: running tasks get %g s; once more to end at once", self._options.grace)
         for slot in self._slots:
             slot.start_at = None
-            if slot.process is not None:
+            if slot.process is not None and self._stopping == 1:
                 slot.process.terminate()
+            elif slot.process is not None:
+                _tell(slot.process, END_AT_ONCE)
 
     def _kill(self) -> None:
         for slot in self._slots:
@@ -247,8 +259,11 @@ class Supervisor:
             return
         logger.info("%s changed: the worker processes are replaced", ", ".join(paths[:3]))
         for slot in self._slots:
-            if slot.process is not None:
+            slot.speaks = slot is self._slots[0]
+            if slot.process is None:
                 slot.start_at = 0.0
+            else:
+                slot.replacing = True
                 slot.process.terminate()
 
     def _watch_files(self) -> Callable[[], None]:
@@ -281,6 +296,13 @@ class Supervisor:
         files = [slot.beat_file for slot in self._slots if slot.beat_file is not None]
         if all(file.exists() and file.stat().st_mtime >= oldest for file in files):
             Path(self._options.liveness_file).touch()
+
+
+def _tell(process: subprocess.Popen[bytes], text: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died already; its end is on its way
+        process.stdin.write(text)
+        process.stdin.flush()
 
 
 def _reap_strangers(own: set[int]) -> None:

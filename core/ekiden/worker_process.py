@@ -1,8 +1,8 @@
 """The program of one worker process: ``python -m ekiden.worker_process``, started by the supervisor.
 
-Standard input is a pipe from the supervisor. The first line is the plan, as JSON; when the pipe closes the supervisor
-is gone, and this process drains and ends. SIGTERM drains, a second one ends at once, SIGINT is ignored: a Ctrl-C
-reaches the whole group of processes, and only the supervisor decides what it means.
+Standard input is a pipe from the supervisor. The first line is the plan, as JSON; a second one says to end at once.
+When the pipe closes the supervisor is gone, and this process drains and ends. SIGTERM drains as well, however often it
+comes: who sends it to a whole group of processes reaches this one twice. SIGINT is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import threading
 import time
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
 from typing import NoReturn
 
 import msgspec
@@ -26,17 +25,19 @@ from ekiden.app import Ekiden, load_app
 from ekiden.errors import ConfigurationError, EkidenError
 from ekiden.logs import configure_logging
 from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan, WorkerOptions
+from ekiden.spawning import ignore_interrupts, obey
 from ekiden.worker import Worker
 
 logger = logging.getLogger("ekiden.worker")
 
 _BEAT_SECONDS = 1.0
+_EXIT_SECONDS = 3.0
 _FRESH_SECONDS = 30.0
 
 
 def main() -> None:
     """Work as planned; the exit status says why it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
     configure_logging(plan.log_level, plan.log_format)
     try:
@@ -63,9 +64,12 @@ def main() -> None:
         logging.shutdown()
     if not clean:
         # A body still runs in a thread that cannot be ended; its message has been given back.
+        sys.stdout.flush()
         os._exit(EXIT_UNCLEAN)
     app.close()
-    sys.exit(EXIT_REPLACE if worker.recycled else EXIT_DONE)
+    code = EXIT_REPLACE if worker.recycled else EXIT_DONE
+    _exit_anyway(code)
+    sys.exit(code)
 
 
 def _options(plan: Plan, app: Ekiden) -> WorkerOptions:
@@ -94,29 +98,37 @@ def _introduce(app: Ekiden, worker: Worker) -> None:
 
 
 def _obey(worker: Worker) -> None:
-    """Stop when told to by a signal, or when the supervisor is gone."""
-    told: SimpleQueue[None] = SimpleQueue()
-
-    def on_term(_number: int, _frame: FrameType | None) -> None:
-        # Not here: this interrupts the receiving thread, perhaps while it holds a lock that stopping needs.
-        told.put(None)
+    """Stop when told to by a signal or through the pipe, or when the supervisor is gone."""
+    told: SimpleQueue[bool] = SimpleQueue()
 
     def stop_when_told() -> None:
+        # Not in the signal's handler: it interrupts the receiving thread, perhaps while that holds a lock which
+        # stopping needs.
         while True:
-            told.get()
-            worker.stop(at_once=worker.is_stopping())
-
-    signal.signal(signal.SIGTERM, on_term)
-    threading.Thread(target=stop_when_told, name="ekiden-stop", daemon=True).start()
+            worker.stop(at_once=told.get())
 
     def watch_supervisor() -> None:
         while os.read(0, 1024):
-            continue
+            told.put(True)
         if not worker.is_stopping():
             logger.warning("the supervisor is gone; %s drains and ends", worker.name)
-            worker.stop()
+            told.put(False)
 
+    threading.Thread(target=stop_when_told, name="ekiden-stop", daemon=True).start()
     threading.Thread(target=watch_supervisor, name="ekiden-supervisor-watch", daemon=True).start()
+    obey(signal.SIGTERM, lambda: told.put(False))
+
+
+def _exit_anyway(code: int) -> None:
+    """End this process even if a thread that a task left behind never does: or nobody would take its place."""
+
+    def exit_now() -> None:
+        sys.stdout.flush()
+        os._exit(code)
+
+    timer = threading.Timer(_EXIT_SECONDS, exit_now)
+    timer.daemon = True
+    timer.start()
 
 
 def _beat(worker: Worker, path: str) -> None:
