@@ -34,10 +34,10 @@ class Job:
     """One delivery in hand. ``call`` is None for what could not be read, ``work`` for what is not to be run here.
 
     Made by the receiver. ``started`` (monotonic seconds) is set by whoever runs it, ``outcome`` by whoever knows it
-    first, ``lost`` and ``settled`` by the settler.
+    first, ``given_back`` by whoever wants it released unstarted, ``lost`` and ``settled`` by the settler.
     """
 
-    __slots__ = ("call", "delivery", "lost", "outcome", "settled", "started", "taken", "work")
+    __slots__ = ("call", "delivery", "given_back", "lost", "outcome", "settled", "started", "taken", "work")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Job:
         self.outcome = outcome
         self.taken = taken
         self.started: float | None = None
+        self.given_back = False
         self.lost = False
         self.settled = False
 

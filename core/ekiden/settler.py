@@ -135,6 +135,8 @@ class Settler:
 
     def give_back(self, jobs: list[Job]) -> None:
         """Release jobs that were never started."""
+        for job in jobs:
+            job.given_back = True
         if jobs:
             self._queue.put(_GiveBack(jobs))
 
@@ -146,8 +148,12 @@ class Settler:
         return first.may_run
 
     def unfinished(self) -> int:
-        """How many jobs in hand have not ended yet."""
+        """About how many jobs in hand have not ended yet; what else is on its way to the settler makes it fewer."""
         return len(self._held) - self._queue.qsize() - len(self._unsettled)
+
+    def is_waiting(self) -> bool:
+        """Whether a job in hand has not ended yet, save those that are given back."""
+        return any(job.outcome is None and not job.given_back for job in list(self._held.values()))
 
     def close(self) -> None:
         """Bring home what has ended, trying for a short time if there is trouble, and end the thread."""

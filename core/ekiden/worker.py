@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import socket
 import threading
@@ -81,6 +82,7 @@ class Worker:
         self.threads = options.threads or conf.worker_threads
         self.async_concurrency = options.async_concurrency or conf.worker_async_concurrency
         self.prefetch = options.prefetch or conf.worker_prefetch
+        self.max_tasks = options.max_tasks
         self.grace = conf.worker_grace if options.grace is None else options.grace
         if options.pool is not None:
             conf.worker_pool = options.pool  # type: ignore[assignment]  # checked on assignment
@@ -224,11 +226,11 @@ class Worker:
         """Called often by the settler: whether it is time to be replaced. Cheap."""
         now = time.monotonic()
         self.last_tick = now
-        if now - self._ticked_at < _TICK_SECONDS and self._options.max_tasks is None:
+        if now - self._ticked_at < _TICK_SECONDS and self.max_tasks is None:
             return
         self._ticked_at = now
         assert self._settler is not None
-        too_many = self._options.max_tasks is not None and self._settler.ended >= self._options.max_tasks
+        too_many = self.max_tasks is not None and self._settler.ended >= self.max_tasks
         limit = self._options.max_memory_mb
         if not self._stopping.is_set() and (too_many or (limit is not None and memory_bytes() > limit * _BYTES_PER_MB)):
             self.recycled = True
@@ -249,12 +251,12 @@ class Worker:
 
     def _wait_for_bodies(self, settler: Settler) -> bool:
         deadline = time.monotonic() + self.grace
-        while settler.unfinished() > 0 and not self._at_once.is_set():
+        while settler.is_waiting() and not self._at_once.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             self.wait_for_room(min(left, _NO_ROOM_SECONDS))
-        return settler.unfinished() <= 0
+        return not settler.is_waiting()
 
 
 class _Receiver:
@@ -283,6 +285,7 @@ class _Receiver:
         self._has_async = any(task.is_async for task in app.tasks.values())
         self._has_sync = not all(task.is_async for task in app.tasks.values())
         self._pause = 0.0
+        self._left = math.inf if worker.max_tasks is None else worker.max_tasks
 
     def run(self) -> None:
         """Until the worker is to stop, or, in a burst, nothing is left."""
@@ -301,6 +304,7 @@ class _Receiver:
                 continue
             self._pause = 0.0
             if deliveries:
+                self._left -= len(deliveries)
                 self._take(deliveries)
             elif worker.is_burst() and self._nothing_left():
                 return
@@ -308,7 +312,7 @@ class _Receiver:
     def _room(self) -> int:
         if self._settler.in_trouble:
             return 0
-        return min(self._room_for_bodies(), self._worker.prefetch - len(self._held))
+        return int(min(self._room_for_bodies(), self._worker.prefetch - len(self._held), self._left))
 
     def _room_for_bodies(self) -> int:
         """How many more would start shortly. Whether in threads or in the loop shows only when they are here."""
@@ -339,8 +343,12 @@ class _Receiver:
         oldest = time.monotonic() - _WAITED_TOO_LONG_SECONDS
         jobs = self._runner.take_back()
         young = [job for job in jobs if job.taken > oldest]
-        self._settler.give_back([job for job in jobs if job.taken <= oldest])
+        self._give_back([job for job in jobs if job.taken <= oldest])
         self._runner.submit(young)
+
+    def _give_back(self, jobs: list[Job]) -> None:
+        self._left += len(jobs)
+        self._settler.give_back(jobs)
 
     # One batch of deliveries.
 
@@ -354,7 +362,7 @@ class _Receiver:
             self._ask_backend(runnable)
             self._limit_rates(runnable, now)
         except BackendError as error:
-            self._settler.give_back([job for job in jobs if job.outcome is None])
+            self._give_back([job for job in jobs if job.outcome is None])
             self._pause_after(TransportError(str(error)))
             jobs = [job for job in jobs if job.outcome is not None]
         starting = []
