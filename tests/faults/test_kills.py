@@ -1,0 +1,193 @@
+"""Processes are killed: no message is lost, and none is done again but what was in hand."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+from tests.faults.ground import Ground, eventually, wait_until_gone
+
+MESSAGES = 5000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_storm_of_kills_loses_no_message(ground: Ground) -> None:
+    prefetch = 50
+    ground.send_many("quick", MESSAGES)
+    worker = ground.start(processes=3, prefetch=prefetch, lease=5.0, threads=2)
+    chance = random.Random(1)
+    kills = 0
+
+    while ground.depth().ready > MESSAGES / 10:
+        left = ground.depth().ready
+        os.kill(eventually(lambda: chance.choice(worker.worker_pids() or [0]), what="a process"), signal.SIGKILL)
+        kills += 1
+        eventually(lambda left=left: ground.depth().ready <= max(left - 300, 0), what="300 more are done")
+    ground.wait_until_empty(within=120)
+
+    done = ground.ledger.done()
+    assert kills >= 5
+    assert set(done) == set(range(MESSAGES))
+    assert done.total() - MESSAGES <= kills * prefetch
+    assert ground.dead() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("by_signal", [False, True], ids=["os._exit", "SIGKILL"])
+def test_one_poison_at_the_head_makes_one_dead_letter_and_harms_nobody_else(ground: Ground, by_signal: bool) -> None:
+    poison = ground.app.send_task("poison", kwargs={"by_signal": by_signal})
+    ground.send_many("work", 999)
+    worker = ground.start(processes=2)
+
+    ground.wait_until_empty(within=60)
+
+    dead = ground.dead()
+    assert len(dead) == 1
+    assert dead[0].message.headers["ekiden-dead-reason"] == "WorkerLostError"
+    assert poison.state == "FAILURE"
+    assert set(ground.ledger.done()) == set(range(999))
+    assert len(worker.said("worker process .* died")) == 1
+
+
+def test_a_killed_worker_process_is_replaced_and_its_messages_come_back_at_once(ground: Ground) -> None:
+    worker = ground.start(lease=60.0)
+    ground.app.send_task("gated", (1,))
+    ground.ledger.wait("begun")
+    started = time.monotonic()
+
+    os.kill(worker.worker_pids()[0], signal.SIGKILL)
+
+    again = ground.ledger.wait("begun", 2)[1]
+    assert time.monotonic() - started < 10
+    assert again["attempt"] == 2
+    ground.open()
+    ground.wait_until_empty()
+    assert ground.ledger.done() == {1: 1}
+
+
+def test_when_the_supervisor_is_killed_no_process_is_left_after_one_grace(ground: Ground) -> None:
+    worker = ground.start(processes=2, grace=2.0)
+    results = [ground.app.send_task(name, (1,)) for name in ("gated", "gated_apart")]
+    ground.ledger.wait("begun", 2)
+    pids = worker.worker_pids() + worker.body_pids()
+    assert len(pids) == 3
+    killed = time.monotonic()
+
+    worker.signal(signal.SIGKILL)
+
+    for pid in pids:
+        wait_until_gone(pid)
+    assert time.monotonic() - killed < 2.0 + 2.0
+    assert ground.depth().ready == len(results)  # what was running is back in the queue, not held by the dead
+
+
+def test_a_body_process_ends_at_once_with_its_worker(ground: Ground) -> None:
+    worker = ground.start()
+    ground.app.send_task("gated_apart", (1,))
+    ground.ledger.wait("begun")
+    (body,) = worker.body_pids()
+
+    os.kill(worker.worker_pids()[0], signal.SIGKILL)
+
+    wait_until_gone(body, within=2.0)
+
+
+def test_a_body_process_that_holds_the_interpreter_ends_at_once_with_its_worker(ground: Ground) -> None:
+    worker = ground.start()
+    ground.app.send_task("holds_interpreter_apart", (30.0,))
+    ground.ledger.wait("begun")
+    (body,) = worker.body_pids()
+
+    os.kill(worker.worker_pids()[0], signal.SIGKILL)
+
+    wait_until_gone(body, within=2.0)
+
+
+def test_a_killed_body_process_fails_its_task_and_no_other(ground: Ground) -> None:
+    worker = ground.start()
+    lost = ground.app.send_task("gated_apart", (1,))
+    ground.ledger.wait("begun")
+    other = ground.app.send_task("gated", (2,))
+    ground.ledger.wait("begun", 2)
+
+    os.kill(worker.body_pids()[0], signal.SIGKILL)
+
+    eventually(lost.ready, what="the task whose process was killed ends")
+    ground.open()
+    assert other.get(10) == 2
+    assert lost.state == "FAILURE"
+    assert "SIGKILL" in str(lost.result)
+    assert [seen.message.headers["ekiden-dead-reason"] for seen in ground.dead()] == ["WorkerLostError"]
+    assert len(worker.worker_pids()) == 1
+
+
+def test_a_task_that_asked_for_it_is_tried_again_when_its_process_dies(ground: Ground) -> None:
+    ground.start()
+
+    result = ground.app.send_task("dies_twice")
+
+    assert result.get(20) == "alive"
+    assert [each["retries"] for each in ground.ledger.entries("dies")] == [0, 1, 2]
+    assert ground.dead() == []
+
+
+def test_a_hard_time_limit_kills_the_body_process(ground: Ground) -> None:
+    worker = ground.start()
+
+    result = ground.app.send_task("endless")
+    ground.ledger.wait("begun")
+    (body,) = worker.body_pids()
+
+    eventually(result.ready, what="the task is ended")
+    assert "time_limit of 0.5 s" in str(result.result)
+    wait_until_gone(body, within=2.0)
+
+
+def test_an_at_most_once_task_that_is_killed_is_not_run_again(ground: Ground) -> None:
+    worker = ground.start()
+    ground.app.send_task("gated_early", (1,))
+    ground.ledger.wait("begun")
+    assert ground.depth().leased == 0
+
+    os.kill(worker.worker_pids()[0], signal.SIGKILL)
+    worker.wait_until_ready(2)
+
+    assert ground.app.send_task("work", (2,)).get(10) == 2
+    assert len(ground.ledger.entries("begun")) == 1
+    assert ground.dead() == []
+
+
+@pytest.mark.parametrize("first", ["first", "fails"])
+def test_what_follows_is_published_once_when_a_worker_dies_between_storing_and_settling(
+    ground: Ground, first: str
+) -> None:
+    after = ground.app.signature("after")
+    result = ground.app.send_task(first, link=after)
+
+    worker = ground.start("dies_after_storing:app", ready=False)
+
+    ground.ledger.wait("after")
+    ground.wait_until_empty()
+    assert len(worker.said("was ended by SIGKILL")) == 1
+    entries = Counter(each["what"] for each in ground.ledger.entries())
+    assert entries == {first: 1 if first == "first" else 2, "after": 1}
+    assert result.get(5) in {"first", "second try"}
+
+
+def test_a_process_that_uses_nothing_of_ekiden_any_more_is_not_left_behind(ground: Ground) -> None:
+    worker = ground.start(processes=2)
+    ground.app.send_task("gated_apart", (1,))
+    ground.ledger.wait("begun")
+    ground.open()
+    ground.wait_until_empty()
+    everything = [psutil.Process(pid) for pid in [*worker.worker_pids(), *worker.body_pids()]]
+
+    assert worker.stop() == 0
+
+    assert not [process for process in everything if process.is_running()]

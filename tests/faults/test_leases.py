@@ -1,0 +1,105 @@
+"""Tasks that outlive their lease, and workers that outsleep theirs."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.faults.ground import Ground, eventually
+
+LEASE = 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["long", "long_apart", "long_async", "holds_interpreter_apart"])
+def test_a_task_of_ten_leases_runs_once(ground: Ground, task: str) -> None:
+    ground.start(processes=2, lease=LEASE)
+
+    ground.app.send_task(task, (10 * LEASE,))
+    ground.wait_until_empty()
+
+    assert len(ground.ledger.entries("begun")) == 1
+    assert len(ground.ledger.entries("work")) == 1
+    assert ground.dead() == []
+
+
+@pytest.mark.slow
+def test_a_task_that_holds_the_interpreter_in_a_thread_is_named(ground: Ground) -> None:
+    worker = ground.start(lease=LEASE)
+
+    guilty = ground.app.send_task("holds_interpreter", (3 * LEASE,))
+
+    (warning, *_) = worker.wait_until_it_says("leases were renewed .* late")
+    assert "WARNING" in warning
+    assert f"holds_interpreter[{guilty.id}]" in warning
+    assert "pool='process'" in warning
+
+
+@pytest.mark.parametrize("task", ["gated", "gated_apart", "gated_async"])
+def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, task: str) -> None:
+    stopped = ground.start(lease=LEASE)
+    after = ground.app.signature("follow", (task,))
+    result = ground.app.send_task(task, (1,), link=after)
+    ground.ledger.wait("begun")
+    for pid in stopped.worker_pids():
+        os.kill(pid, signal.SIGSTOP)
+
+    ground.start(lease=LEASE)
+    ground.ledger.wait("begun", 2)
+    ground.open()
+    assert result.get(10) == 1
+    ground.ledger.wait("follow")
+    ground.wait_until_empty()
+    winner = result.worker
+    for pid in stopped.worker_pids():
+        os.kill(pid, signal.SIGCONT)
+    stopped.wait_until_it_says(f"{task}\\[{result.id}\\] was lost")
+
+    assert ground.app.send_task("work", (2,)).get(10) == 2
+    ground.wait_until_empty()
+    assert len(ground.ledger.entries("follow")) == 1
+    assert result.worker == winner
+    assert ground.dead() == []
+
+
+@pytest.mark.parametrize("wakes", ["before the other one has ended", "after that"])
+def test_a_stopped_worker_that_wakes_late_reports_no_failure_of_its_own(ground: Ground, wakes: str) -> None:
+    stopped = ground.start(lease=LEASE)
+    result = ground.app.send_task("fails_first", link=ground.app.signature("follow", ("fails_first",)))
+    ground.ledger.wait("begun")
+    (pid,) = stopped.worker_pids()
+    os.kill(pid, signal.SIGSTOP)
+    ground.start(lease=LEASE)
+    ground.ledger.wait("begun", 2)
+
+    if wakes == "after that":
+        ground.open("second")
+        assert result.get(10) == 2
+    ground.open("first")
+    os.kill(pid, signal.SIGCONT)
+    stopped.wait_until_it_says("was lost")
+    ground.open("second")
+
+    assert result.get(10) == 2
+    ground.wait_until_empty()
+    assert len(ground.ledger.wait("follow")) == 1
+    assert ground.app.AsyncResult(result.id).state == "SUCCESS"
+    assert ground.dead() == []
+
+
+def test_a_lease_is_kept_while_the_broker_cannot_be_asked_for_less_than_a_lease(ground: Ground) -> None:
+    worker = ground.start(lease=3.0)
+    ground.app.send_task("gated", (1,))
+    ground.ledger.wait("begun")
+    (pid,) = worker.worker_pids()
+
+    os.kill(pid, signal.SIGSTOP)
+    paused = time.monotonic()
+    eventually(lambda: time.monotonic() > paused + 1.5, what="half a lease is over")
+    os.kill(pid, signal.SIGCONT)
+    ground.open()
+
+    ground.wait_until_empty()
+    assert ground.ledger.done() == {1: 1}
+    assert not worker.said("was lost")
