@@ -114,7 +114,8 @@ class Settler:
         self._closing = threading.Event()
         self._pause = 0.0
         self._try_at = 0.0
-        self._renew_at = time.monotonic() + self._renew_every
+        self._free_at = time.monotonic()
+        self._renew_at = self._free_at + self._renew_every
         self.in_trouble = False
         self.ended = 0
         self._thread = threading.Thread(target=self._run, name="ekiden-settler", daemon=True)
@@ -175,10 +176,12 @@ class Settler:
         while True:
             self._receive()
             now = time.monotonic()
+            if now >= self._renew_at:
+                # Before anything is stored: after a long standstill some of it may be another worker's.
+                self._renew(now)
             if now >= self._try_at and self._has_work():
                 self._work()
-            if now >= self._renew_at:
-                self._renew(now)
+            self._free_at = time.monotonic()
             self._tick()
             if self._closing.is_set():
                 give_up_at = give_up_at or now + _CLOSE_SECONDS
@@ -359,7 +362,7 @@ class Settler:
         self._firsts.clear()
 
     def _renew(self, now: float) -> None:
-        late = now - self._renew_at
+        late = now - max(self._renew_at, self._free_at)
         if late > self._renew_every:
             self._warn_of_late_renewal(late)
         self._renew_at = now + self._renew_every
@@ -372,12 +375,15 @@ class Settler:
                 self._drop_lost(job)
             elif answer.outcome is SettleOutcome.FAILED:
                 self._renew_at = now + min(1.0, self._renew_every / _RENEWALS_PER_LEASE)
+        self._unsettled = [each for each in self._unsettled if not each.job.lost]
 
     def _warn_of_late_renewal(self, late: float) -> None:
-        running = [job for job in list(self._held.values()) if job.started is not None and job.outcome is None]
-        names = ", ".join(f"{job} (for {time.monotonic() - (job.started or 0):.0f} s)" for job in running[:5])
+        # One that has just ended is still held: it may be what held the interpreter until now.
+        began = [job for job in list(self._held.values()) if job.started is not None and job.started < self._renew_at]
+        names = ", ".join(f"{job} (for {time.monotonic() - (job.started or 0):.0f} s)" for job in began[:5])
         logger.warning(
-            "leases were renewed %.1f s late: the interpreter was held by one of %s; declare it with pool='process'",
+            "leases were renewed %.1f s late: this process was stopped, or the interpreter was held by one of %s; "
+            "declare it with pool='process'",
             late,
             names or "no running task",
         )
