@@ -61,6 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark that tests of the conformance kit carry, so that it may be run under ``--strict-markers``."""
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; `pytest -m 'not slow'` leaves these out")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make each test that needs a broker one test per ``--ekiden-broker``."""
     urls: list[str] | None = metafunc.config.getoption(_OPTION)
