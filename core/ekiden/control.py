@@ -52,7 +52,7 @@ def revoke(
     if "" in ids:
         raise MisuseError("revoke() takes task ids, and an empty text is none.")
     record = msgspec.json.encode(Revocation(now, terminate))
-    backend.write(ANY_REVOKED, b"", expires=REVOCATION_KEPT_SECONDS)  # before the others: it makes workers look for them
+    backend.write(ANY_REVOKED, b"", expires=REVOCATION_KEPT_SECONDS)  # first: it makes workers look
     for task_id in ids:
         backend.write(REVOKED_PREFIX + task_id, record, expires=REVOCATION_KEPT_SECONDS)
     if terminate:
