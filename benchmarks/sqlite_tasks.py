@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -62,40 +61,6 @@ def huey(directory: Path, count: int) -> dict[str, float]:
     return {f" {name}": float(value) for name, value in (line.split() for line in found.splitlines())}
 
 
-def raw(directory: Path, count: int) -> dict[str, float]:
-    """The least that sqlite3 can do: rows claimed and deleted by the hundred, and rows written."""
-    connection = sqlite3.connect(directory / "raw.db", isolation_level=None)
-    for statement in ("PRAGMA journal_mode=wal", "PRAGMA synchronous=normal", RAW_TABLE, RAW_INDEX):
-        connection.execute(statement)
-    body = b"x" * 120
-    rows = [(f"{number:032x}", 0, body) for number in range(count)]
-    began = time.perf_counter()
-    for start in range(0, count, BATCH):
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(RAW_INSERT, rows[start : start + BATCH])
-        connection.execute("COMMIT")
-    written = time.perf_counter()
-    while True:
-        connection.execute("BEGIN IMMEDIATE")
-        claimed = connection.execute(RAW_CLAIM, (time.time() + 60,)).fetchall()
-        connection.execute("COMMIT")
-        if not claimed:
-            break
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("DELETE FROM job WHERE number = ?", [(number,) for number, _ in claimed])
-        connection.execute("COMMIT")
-    return {" claim 100 + delete 100, per s": count / (time.perf_counter() - written), " insert 100, per s": count / (written - began)}
-
-
-RAW_TABLE = "CREATE TABLE job (number INTEGER PRIMARY KEY, id TEXT UNIQUE, state INTEGER, until REAL, body BLOB)"
-RAW_INDEX = "CREATE INDEX ready ON job (number) WHERE state = 0"
-RAW_INSERT = "INSERT INTO job (id, state, body) VALUES (?, ?, ?)"
-RAW_CLAIM = """
-    UPDATE job SET state = 1, until = ? WHERE number IN (SELECT number FROM job WHERE state = 0 ORDER BY number LIMIT 100)
-    RETURNING number, body
-"""
-
-
 def run(program: str, directory: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(HERE / "programs"), "BENCH_DIRECTORY": str(directory)}
     finished = subprocess.run(
@@ -110,29 +75,37 @@ def run(program: str, directory: Path, *arguments: str) -> str:
     return finished.stdout
 
 
-def same(directory: Path, count: int) -> dict[str, float]:
-    """Plain sqlite3 writing the rows that ekiden writes, under its indexes, and ringing its bell."""
-    writer = Raw(directory / "same.db")
+def raw(directory: Path, count: int) -> dict[str, float]:
+    """Plain sqlite3 with the rows that ekiden writes, under its indexes, ringing its bell; nothing is run."""
+    writer = Raw(directory / "raw.db")
     began = time.perf_counter()
     writer.publish(count // 4, 1)
     one_by_one = time.perf_counter()
-    writer.publish(count, BATCH)
+    writer.publish(count - count // 4, BATCH)
     by_the_hundred = time.perf_counter()
+    writer.drain(count)
+    drained = time.perf_counter()
     writer.close()
     return {
         " row and bell, 1 at a time, per s": count // 4 / (one_by_one - began),
-        " row and bell, 100 at a time, per s": count / (by_the_hundred - one_by_one),
+        " rows and bell, 100 at a time, per s": (count - count // 4) / (by_the_hundred - one_by_one),
+        " claim 100 + delete 100, per s": count / (drained - by_the_hundred),
     }
 
 
-MEASURES: dict[str, Callable[[Path, int], dict[str, float]]] = {"raw": raw, "same": same, "ekiden": ours, "huey": huey}
+MEASURES: dict[str, Callable[[Path, int], dict[str, float]]] = {"raw": raw, "ekiden": ours, "huey": huey}
 
 RATIOS = (
     ("drain: ekiden / raw claim 100 + delete 100", "ekiden drain", "raw claim 100 + delete 100, per s", ">= 0.35"),
     ("drain: ekiden / huey's best", "ekiden drain", "huey drain", ">= 8"),
     ("drain with results: ekiden / ekiden without", "ekiden drain_with_results", "ekiden drain", "> 0.5"),
-    ("delay(): ekiden / the same row and bell", "ekiden delay", "same row and bell, 1 at a time, per s", ">= 0.55"),
-    ("enqueue_many: ekiden / the same rows", "ekiden enqueue_many", "same row and bell, 100 at a time, per s", ">= 0.5"),
+    ("delay(): ekiden / the same row and bell", "ekiden delay", "raw row and bell, 1 at a time, per s", ">= 0.55"),
+    (
+        "enqueue_many: ekiden / the same rows",
+        "ekiden enqueue_many",
+        "raw rows and bell, 100 at a time, per s",
+        ">= 0.5",
+    ),
 )
 
 
