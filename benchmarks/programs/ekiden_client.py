@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import psutil
-from ekiden_tasks import add, app, directory, noop, stored
+from ekiden_tasks import add, directory, noop, stored
 
 
 def start_worker() -> subprocess.Popen[bytes]:
