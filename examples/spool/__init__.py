@@ -1,0 +1,1 @@
+"""An example: a transport of one's own."""
