@@ -17,7 +17,7 @@ import msgspec
 
 from ekiden.app import Ekiden
 from ekiden.codec import OutcomeRecord, encode_outcome, failure_record
-from ekiden.errors import BackendError, EkidenError, TransportError
+from ekiden.errors import BackendError, BrokerRefused, EkidenError, TransportError
 from ekiden.execution import (
     Context,
     Failed,
@@ -28,6 +28,8 @@ from ekiden.execution import (
     Succeeded,
     Unprocessable,
     Verdict,
+    dead_letter,
+    keeps_result,
     verdict,
 )
 from ekiden.job import Job
@@ -45,6 +47,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 3
 _CLOSE_SECONDS = 2.0
+_REFUSED_DELAY_SECONDS = 60.0
 
 
 class _First:
@@ -73,10 +76,11 @@ class _GiveBack(msgspec.Struct, frozen=True):
 class _Unsettled:
     """An ended job on its way: first its result is stored, then its delivery is ended."""
 
-    __slots__ = ("job", "stored", "verdict")
+    __slots__ = ("job", "refused", "stored", "verdict")
 
     def __init__(self, job: Job, found: Verdict) -> None:
         self.job = job
+        self.refused = False
         self.verdict = found
         self.stored = found.result is None
 
@@ -228,9 +232,10 @@ class Settler:
         try:
             found = verdict(job.delivery, job.call, policy, job.outcome, context)
         except EkidenError as error:
-            # What is linked can be impossible to send (a queue name that cannot be): the call itself has ended.
+            # What is linked, or the next try, cannot be sent (a queue name that cannot be): the call itself has ended.
             job.outcome = Unprocessable(failure_record(error, None))
-            found = verdict(job.delivery, None, policy, job.outcome, context)
+            unlinked = None if job.call is None else msgspec.structs.replace(job.call, on_success=(), on_error=())
+            found = verdict(job.delivery, unlinked, policy, job.outcome, context)
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
             _log_outcome(job)
@@ -243,9 +248,11 @@ class Settler:
     def _work(self) -> None:
         try:
             self._store()
-            self._settle_firsts()
+            if self._firsts:
+                self._settle_firsts()
             self._settle()
-            self._release()
+            if self._unsettled or self._giving_back:
+                self._release()
         except (BackendError, TransportError) as error:
             self._trouble(error)
         else:
@@ -265,7 +272,7 @@ class Settler:
         )
 
     def _store(self) -> None:
-        results = [self._started_result(each.job) for each in self._starts]
+        results = [self._started_result(each.job) for each in self._starts if _keeps_result(each.job)]
         storing = [each for each in self._unsettled if not each.stored and not each.job.lost]
         results += [each.verdict.result for each in storing if each.verdict.result is not None]
         if results and self._backend is not None:
@@ -289,8 +296,6 @@ class Settler:
         return StoredResult(call.id, State.STARTED, call.retries, encode_outcome(record), expires)
 
     def _settle_firsts(self) -> None:
-        if not self._firsts:
-            return
         answers = self._consumer.settle([Ending(each.job.delivery) for each in self._firsts])
         kept = []
         for first, answer in zip(self._firsts, answers, strict=True):
@@ -307,14 +312,19 @@ class Settler:
 
     def _settle(self) -> None:
         """End the deliveries of what is stored; publish what follows from those that were settled first."""
-        self._publish_for_settled()
+        if any(each.job.settled for each in self._unsettled):
+            self._publish_for_settled()
         settling = [each for each in self._unsettled if each.verdict.release is None and not each.job.settled]
         if not settling:
             return
         answers = self._consumer.settle([Ending(each.job.delivery, each.verdict.publish) for each in settling])
         ended = set()
+        refused = False
         for each, answer in zip(settling, answers, strict=True):
             if answer.outcome is SettleOutcome.FAILED:
+                if isinstance(answer.error, BrokerRefused):
+                    self._publish_no_more_of(each, answer.error)
+                    refused = True
                 continue
             ended.add(id(each))
             if answer.outcome is SettleOutcome.LOST:
@@ -322,7 +332,9 @@ class Settler:
             else:
                 self._held.pop(id(each.job), None)
         self._unsettled = [each for each in self._unsettled if id(each) not in ended]
-        _raise_failed(answers)
+        _raise_failed(each for each in answers if not isinstance(each.error, BrokerRefused))
+        if refused:
+            self._settle()
 
     def _publish_for_settled(self) -> None:
         for each in [each for each in self._unsettled if each.job.settled]:
@@ -330,10 +342,25 @@ class Settler:
                 how = publishing(self._app.conf, retry=False)  # the settler itself tries again
                 answers = self._app.publisher.publish(each.verdict.publish, how)
                 error = refusal(each.verdict.publish, answers)
+                if isinstance(error, BrokerRefused):
+                    self._publish_no_more_of(each, error)
+                    continue
                 if error is not None:
                     raise error
             self._unsettled.remove(each)
             self._held.pop(id(each.job), None)
+
+    def _publish_no_more_of(self, each: _Unsettled, error: BrokerRefused) -> None:
+        """The broker will never take what follows: a copy goes to the dead letters instead, if it takes that."""
+        was_refused, each.refused = each.refused, True
+        if was_refused:
+            logger.error("%s: the broker takes no copy of it for the dead letters: %s", each.job, error)
+            release = None if each.job.settled else _REFUSED_DELAY_SECONDS
+            each.verdict = msgspec.structs.replace(each.verdict, publish=(), release=release)
+            return
+        logger.error("%s goes to the dead letters: the broker does not take what follows: %s", each.job, error)
+        dead = dead_letter(each.job.delivery, failure_record(error, None), time.time())
+        each.verdict = msgspec.structs.replace(each.verdict, publish=(dead,))
 
     def _release(self) -> None:
         for giving_back in list(self._giving_back):
@@ -387,6 +414,10 @@ class Settler:
             late,
             names or "no running task",
         )
+
+
+def _keeps_result(job: Job) -> bool:
+    return job.call is not None and keeps_result(job.call, None if job.work is None else job.work.policy)
 
 
 def _raise_failed(answers: Iterable[Settled]) -> None:
