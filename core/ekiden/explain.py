@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 import ekiden
-from ekiden import body_process, hooks, memory, plugins, probe
+from ekiden import body_process, hooks, plugins, probe
 from ekiden.app import Ekiden
 from ekiden.memory import MemoryBackend, MemoryConsumer, MemoryTransport
 from ekiden.message import Message
@@ -297,10 +297,9 @@ class _StandIns:
     def of(self, noted: Noted) -> _Shown | None:
         """What is shown of a call; None for one that is no step: it has no docstring, or is a detail of the broker."""
         if noted.code in self._bodies:
-            name = self._task.__qualname__.rpartition("<locals>.")[2]
-            return _shown(name, self._task.__wrapped__, self._task.parameters.declared)
+            return _shown(self._task.__qualname__, self._task.__wrapped__, self._task.parameters.declared)
         owner, name = _resolved(noted)
-        if _is_memory(noted.module):
+        if noted.module == MemoryTransport.__module__:
             interface, real = self._classes.get(owner, (object, object))
             if name not in interface.__dict__ or name.startswith("_"):
                 return None
@@ -309,13 +308,9 @@ class _StandIns:
         function = inspect.getattr_static(owner, name, None)
         function = getattr(function, "__func__", function)
         is_step = isinstance(function, FunctionType) and inspect.getdoc(function) and not name.startswith("__")
-        if not is_step or _is_memory(noted.called_from):
+        if not is_step or noted.called_from == MemoryTransport.__module__:
             return None
         return _shown(noted.code.co_qualname, function)
-
-
-def _is_memory(module: str) -> bool:
-    return f"{module}.".startswith(f"{memory.__name__}.")
 
 
 def _resolved(noted: Noted) -> tuple[Any, str]:

@@ -63,7 +63,7 @@ class Signal:
             if wanted is None or wanted is from_sender or wanted == from_sender:
                 try:
                     receiver(sender=from_sender, **fields)
-                except Exception:
+                except BaseException:
                     logger.exception("signal %s: the receiver %r failed", self.name, receiver)
 
 

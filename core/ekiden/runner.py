@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ekiden.app import Ekiden
 from ekiden.body_process import Answer, Ask, BodyProcess, Run, answer_ask
 from ekiden.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
-from ekiden.execution import Execution, Outcome, Terminated, finish, outcome_of, run, run_async
+from ekiden.execution import Execution, Outcome, Postponed, Terminated, finish, outcome_of, run, run_async
 from ekiden.job import Job, Work
 from ekiden.options import publishing
 from ekiden.pools import Alarm, ThreadBody, Watchdog
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ekiden.worker")
 
 _STOP_THREADS_SECONDS = 0.5
+_NO_PROCESS_DELAY_SECONDS = 1.0
 
 
 class Runner:
@@ -82,8 +83,7 @@ class Runner:
         """Run ``jobs`` as soon as there is room."""
         for_loop: list[_LoopBody] = []
         for job in jobs:
-            work = job.work
-            assert work is not None, "only what can be run is handed out"
+            work = _work_of(job)
             if work.task.is_async and not self._needs_process(job, work):
                 for_loop.append(_LoopBody(self, job))
             else:
@@ -145,8 +145,7 @@ class Runner:
     def _run_until_closed(self, body: ThreadBody) -> None:
         while (job := self._waiting.get()) is not None:
             job.started = time.monotonic()
-            work = job.work
-            assert work is not None, "only what can be run is handed out"
+            work = _work_of(job)
             if work.policy.acks_early and not self._settle_first(job):
                 continue
             if work.policy.track_started:
@@ -193,6 +192,12 @@ class Runner:
             process = self._processes.take()
         except WorkerLostError as error:
             return self._ended_outside(work, error, began)
+        except OSError as error:
+            # No memory, no descriptors, no processes left: that is this machine's trouble, not the task's.
+            logger.warning("no body process can be started for %s: %s", job, error)
+            if job.settled:
+                return self._ended_outside(work, WorkerLostError(f"no body process could be started: {error}"), began)
+            return Postponed(_NO_PROCESS_DELAY_SECONDS, str(error))
 
         def end(error: BaseException) -> None:
             ended_by.append(error)
@@ -250,8 +255,7 @@ class Runner:
 
         from ekiden.event_loop import Interruptible
 
-        work = job.work
-        assert work is not None, "only what can be run is handed out"
+        work = _work_of(job)
         job.started = time.monotonic()
         if work.policy.acks_early and not await asyncio.to_thread(self._settle_first, job):
             return
@@ -297,6 +301,11 @@ def _limits_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, work: 
 
 def _limit_exceeded(seconds: float) -> TimeLimitExceeded:
     return TimeLimitExceeded(f"it ran longer than its time_limit of {seconds:g} s")
+
+
+def _work_of(job: Job) -> Work:
+    assert job.work is not None, "only what can be run is handed out"
+    return job.work
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, error: BaseException) -> None:

@@ -28,8 +28,6 @@ from ekiden.execution import (
     Succeeded,
     Unprocessable,
     Verdict,
-    dead_letter,
-    keeps_result,
     verdict,
 )
 from ekiden.job import Job
@@ -47,7 +45,6 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 3
 _CLOSE_SECONDS = 2.0
-_REFUSED_DELAY_SECONDS = 60.0
 
 
 class _First:
@@ -76,13 +73,13 @@ class _GiveBack(msgspec.Struct, frozen=True):
 class _Unsettled:
     """An ended job on its way: first its result is stored, then its delivery is ended."""
 
-    __slots__ = ("job", "refused", "stored", "verdict")
+    __slots__ = ("is_refused", "job", "stored", "verdict")
 
     def __init__(self, job: Job, found: Verdict) -> None:
         self.job = job
-        self.refused = False
         self.verdict = found
         self.stored = found.result is None
+        self.is_refused = False
 
 
 class Settler:
@@ -202,10 +199,7 @@ class Settler:
             item = self._queue.get(timeout=min(max(0.0, until - now), longest))
         except Empty:
             return
-        now_wall = time.time()
-        context = Context(
-            now_wall, self._name, self._app.route, self._app.conf.result_expires, self._backend is not None
-        )
+        context = self._context()
         ended = 0
         for _ in range(_AT_MOST):
             if isinstance(item, Job):
@@ -226,21 +220,40 @@ class Settler:
         self.ended += ended
         self._progressed()
 
+    def _context(self) -> Context:
+        conf = self._app.conf
+        return Context(time.time(), self._name, self._app.route, conf.result_expires, self._backend is not None)
+
     def _judge(self, job: Job, context: Context) -> None:
         assert job.outcome is not None
         policy = None if job.work is None else job.work.policy
         try:
             found = verdict(job.delivery, job.call, policy, job.outcome, context)
         except EkidenError as error:
-            # What is linked, or the next try, cannot be sent (a queue name that cannot be): the call itself has ended.
-            job.outcome = Unprocessable(failure_record(error, None))
-            unlinked = None if job.call is None else msgspec.structs.replace(job.call, on_success=(), on_error=())
-            found = verdict(job.delivery, unlinked, policy, job.outcome, context)
+            # What follows can be impossible to send (a queue name that cannot be, arguments that JSON cannot carry).
+            found = self._without_what_follows(job, error, context)
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
             _log_outcome(job)
         elif logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s succeeded in %.3f s", job, job.outcome.runtime or 0.0)
+
+    def _without_what_follows(self, job: Job, error: Exception, context: Context) -> Verdict:
+        """The call has ended, and what follows from it can never be sent: it goes to the dead letters."""
+        policy = None if job.work is None else job.work.policy
+        call = None if job.call is None else msgspec.structs.replace(job.call, on_success=(), on_error=())
+        job.outcome = Unprocessable(failure_record(error, None))
+        return verdict(job.delivery, call, policy, job.outcome, context)
+
+    def _is_given_up(self, each: _Unsettled, error: Exception | None) -> bool:
+        """Whether the broker will never take what follows, and something else is to be sent instead."""
+        if not isinstance(error, BrokerRefused) or each.is_refused:
+            return False
+        each.verdict = self._without_what_follows(each.job, error, self._context())
+        each.stored = each.verdict.result is None
+        each.is_refused = True
+        _log_outcome(each.job)
+        return True
 
     def _has_work(self) -> bool:
         return bool(self._unsettled or self._giving_back or self._firsts or self._starts)
@@ -248,11 +261,9 @@ class Settler:
     def _work(self) -> None:
         try:
             self._store()
-            if self._firsts:
-                self._settle_firsts()
+            self._settle_firsts()
             self._settle()
-            if self._unsettled or self._giving_back:
-                self._release()
+            self._release()
         except (BackendError, TransportError) as error:
             self._trouble(error)
         else:
@@ -272,7 +283,7 @@ class Settler:
         )
 
     def _store(self) -> None:
-        results = [self._started_result(each.job) for each in self._starts if _keeps_result(each.job)]
+        results = [self._started_result(each.job) for each in self._starts]
         storing = [each for each in self._unsettled if not each.stored and not each.job.lost]
         results += [each.verdict.result for each in storing if each.verdict.result is not None]
         if results and self._backend is not None:
@@ -296,6 +307,8 @@ class Settler:
         return StoredResult(call.id, State.STARTED, call.retries, encode_outcome(record), expires)
 
     def _settle_firsts(self) -> None:
+        if not self._firsts:
+            return
         answers = self._consumer.settle([Ending(each.job.delivery) for each in self._firsts])
         kept = []
         for first, answer in zip(self._firsts, answers, strict=True):
@@ -312,19 +325,17 @@ class Settler:
 
     def _settle(self) -> None:
         """End the deliveries of what is stored; publish what follows from those that were settled first."""
-        if any(each.job.settled for each in self._unsettled):
-            self._publish_for_settled()
+        self._publish_for_settled()
         settling = [each for each in self._unsettled if each.verdict.release is None and not each.job.settled]
         if not settling:
             return
         answers = self._consumer.settle([Ending(each.job.delivery, each.verdict.publish) for each in settling])
         ended = set()
-        refused = False
+        failed = []
         for each, answer in zip(settling, answers, strict=True):
             if answer.outcome is SettleOutcome.FAILED:
-                if isinstance(answer.error, BrokerRefused):
-                    self._publish_no_more_of(each, answer.error)
-                    refused = True
+                if not self._is_given_up(each, answer.error):
+                    failed.append(answer)
                 continue
             ended.add(id(each))
             if answer.outcome is SettleOutcome.LOST:
@@ -332,9 +343,7 @@ class Settler:
             else:
                 self._held.pop(id(each.job), None)
         self._unsettled = [each for each in self._unsettled if id(each) not in ended]
-        _raise_failed(each for each in answers if not isinstance(each.error, BrokerRefused))
-        if refused:
-            self._settle()
+        _raise_failed(failed)
 
     def _publish_for_settled(self) -> None:
         for each in [each for each in self._unsettled if each.job.settled]:
@@ -342,25 +351,12 @@ class Settler:
                 how = publishing(self._app.conf, retry=False)  # the settler itself tries again
                 answers = self._app.publisher.publish(each.verdict.publish, how)
                 error = refusal(each.verdict.publish, answers)
-                if isinstance(error, BrokerRefused):
-                    self._publish_no_more_of(each, error)
+                if self._is_given_up(each, error):
                     continue
                 if error is not None:
                     raise error
             self._unsettled.remove(each)
             self._held.pop(id(each.job), None)
-
-    def _publish_no_more_of(self, each: _Unsettled, error: BrokerRefused) -> None:
-        """The broker will never take what follows: a copy goes to the dead letters instead, if it takes that."""
-        was_refused, each.refused = each.refused, True
-        if was_refused:
-            logger.error("%s: the broker takes no copy of it for the dead letters: %s", each.job, error)
-            release = None if each.job.settled else _REFUSED_DELAY_SECONDS
-            each.verdict = msgspec.structs.replace(each.verdict, publish=(), release=release)
-            return
-        logger.error("%s goes to the dead letters: the broker does not take what follows: %s", each.job, error)
-        dead = dead_letter(each.job.delivery, failure_record(error, None), time.time())
-        each.verdict = msgspec.structs.replace(each.verdict, publish=(dead,))
 
     def _release(self) -> None:
         for giving_back in list(self._giving_back):
@@ -414,10 +410,6 @@ class Settler:
             late,
             names or "no running task",
         )
-
-
-def _keeps_result(job: Job) -> bool:
-    return job.call is not None and keeps_result(job.call, None if job.work is None else job.work.policy)
 
 
 def _raise_failed(answers: Iterable[Settled]) -> None:

@@ -21,12 +21,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
-
-import msgspec
-from msgspec import UNSET
+from typing import Self
 
 from ekiden import hooks
 from ekiden.app import Ekiden, target_of
@@ -45,14 +42,13 @@ from ekiden.execution import AlreadyEnded, Expired, Outcome, Postponed, Request,
 from ekiden.job import Job, Work
 from ekiden.message import DEAD_SUFFIX, Delivery
 from ekiden.modules import is_body_process
-from ekiden.options import Policy, check_queue_name
+from ekiden.options import Policy
 from ekiden.plan import WorkerOptions
 from ekiden.ratelimit import RateLimiter
 from ekiden.results import Backend, BeginOutcome, Start
 from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
-from ekiden.task import Task
 from ekiden.transport import Consumer, Listener
 
 logger = logging.getLogger("ekiden.worker")
@@ -88,9 +84,11 @@ class Worker:
         self.prefetch = options.prefetch or conf.worker_prefetch
         self.max_tasks = options.max_tasks
         self.grace = conf.worker_grace if options.grace is None else options.grace
+        if options.pool is not None:
+            conf.worker_pool = options.pool  # type: ignore[assignment]  # checked on assignment
         self._check_queues()
         self._target = target_of(app)
-        self._policies = {name: self.policy(task) for name, task in app.tasks.items()}
+        self._policies = {name: app.policy(task) for name, task in app.tasks.items()}
         self._check_policies()
         self._held: dict[int, Job] = {}
         self._room = threading.Event()
@@ -180,12 +178,6 @@ class Worker:
 
     # Called by the receiver.
 
-    def policy(self, task: Task[..., Any]) -> Policy:
-        """A task's options with the settings merged in, and this worker's word on where bodies run."""
-        pool = self._options.pool
-        found = self._app.policy(task)
-        return found if pool is None or task.options.pool is not UNSET else msgspec.structs.replace(found, pool=pool)
-
     def is_stopping(self) -> bool:
         """Whether no more is to be claimed."""
         return self._stopping.is_set()
@@ -194,6 +186,10 @@ class Worker:
         """Wait until something has ended, at most ``seconds``."""
         self._room.wait(seconds)
         self._room.clear()
+
+    def wait_for_stop(self, seconds: float) -> None:
+        """Wait until nothing is to be claimed any more, at most ``seconds``."""
+        self._stopping.wait(seconds)
 
     def starts_shortly(self, settler: Settler) -> int:
         """How many bodies will start within a tenth of a second, if it goes on as it went."""
@@ -217,7 +213,6 @@ class Worker:
                 raise ConfigurationError(
                     f"{queue} holds dead letters, which no worker runs; `ekiden dead retry` sends them back."
                 )
-            check_queue_name(queue)
 
     def _check_policies(self) -> None:
         """Refuse, at start, limits that cannot be kept here."""
@@ -308,15 +303,17 @@ class _Receiver:
                 continue
             try:
                 deliveries = self._consumer.receive(room, wait)
+                if not deliveries and worker.is_burst() and self._nothing_left():
+                    return
             except TransportError as error:
                 self._pause_after(error)
                 continue
-            self._pause = 0.0
-            if deliveries:
-                self._left -= len(deliveries)
-                self._take(deliveries)
-            elif worker.is_burst() and self._nothing_left():
-                return
+            self._left -= len(deliveries)
+            trouble = self._take(deliveries)
+            if trouble is None:
+                self._pause = 0.0
+            else:
+                self._pause_after(trouble)
 
     def _room(self) -> int:
         if self._settler.in_trouble:
@@ -336,10 +333,10 @@ class _Receiver:
             return for_loop
         return min(for_loop, for_threads if for_threads > 0 else worker.threads)
 
-    def _pause_after(self, error: TransportError) -> None:
+    def _pause_after(self, error: TransportError | BackendError) -> None:
         self._pause = min(self._pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
-        logger.warning("nothing could be received; tried again in %.1f s: %s", self._pause, error)
-        self._worker.wait_for_room(self._pause)
+        logger.warning("nothing can be received; tried again in %.1f s: %s", self._pause, error)
+        self._worker.wait_for_stop(self._pause)
 
     def _nothing_left(self) -> bool:
         if self._held:
@@ -361,18 +358,20 @@ class _Receiver:
 
     # One batch of deliveries.
 
-    def _take(self, deliveries: Sequence[Delivery]) -> None:
+    def _take(self, deliveries: Sequence[Delivery]) -> BackendError | None:
+        """Start or end each of ``deliveries``; or say why those that should start were given back."""
         now, taken = time.time(), time.monotonic()
         jobs = [self._job(delivery, now, taken) for delivery in deliveries]
         for job in jobs:
             self._held[id(job)] = job
         runnable = [(job, job.work) for job in jobs if job.outcome is None and job.work is not None]
+        trouble = None
         try:
             self._ask_backend(runnable)
             self._limit_rates(runnable, now)
         except BackendError as error:
+            trouble = error
             self._give_back([job for job in jobs if job.outcome is None])
-            self._pause_after(TransportError(str(error)))
             jobs = [job for job in jobs if job.outcome is not None]
         starting = []
         for job in jobs:
@@ -381,6 +380,7 @@ class _Receiver:
             else:
                 self._settler.end(job)
         self._runner.submit(starting)
+        return trouble
 
     def _job(self, delivery: Delivery, now: float, taken: float) -> Job:
         """Read a delivery; ``outcome`` is set where that alone says that it is not to run."""
@@ -396,7 +396,7 @@ class _Receiver:
             return Job(delivery, taken=taken, call=call, outcome=self._of_unknown_task(call, now))
         policy = self._policies.get(call.task)
         if policy is None:
-            policy = self._policies[call.task] = self._worker.policy(task)
+            policy = self._policies[call.task] = self._app.policy(task)
         request = Request(call, message.queue, message.priority, delivery.attempt, message.headers, self._worker.name)
         work = Work(call, task, policy, request)
         job = Job(delivery, taken=taken, call=call, work=work)
@@ -412,7 +412,7 @@ class _Receiver:
 
     def _of_newer_format(self, delivery: Delivery, error: NewerFormat) -> Outcome:
         sent = message_time(delivery.message.id)
-        if sent is not None and abs(time.time() - sent) < self._app.conf.unknown_task_grace:
+        if sent is not None and time.time() - sent < self._app.conf.unknown_task_grace:
             return Postponed(_UNKNOWN_TASK_DELAY_SECONDS, str(error))
         return Unprocessable(failure_record(error, None))
 
@@ -420,7 +420,7 @@ class _Receiver:
         known = ", ".join(sorted(self._app.tasks)[:20]) or "none"
         text = f"{call.task} is not a task of this worker, which knows {known}; import its module, or add it to include"
         grace = self._app.conf.unknown_task_grace
-        if abs(now - call.sent) < grace:  # what claims to come from the far future would wait for ever
+        if now - call.sent < grace:
             logger.warning("%s[%s] waits, for %.0f s at most: %s", call.task, call.id, grace - (now - call.sent), text)
             return Postponed(min(_UNKNOWN_TASK_DELAY_SECONDS, max(0.1, grace / 10)), text)
         return Unprocessable(failure_record(NotRegistered(text), None))
@@ -532,8 +532,13 @@ class InProcessWorker:
 
     def __init__(self, app: Ekiden, **options: object) -> None:
         self._app = app
-        app.load_tasks()
-        self.worker = Worker(app, _checked(options))
+        try:
+            app.load_tasks()
+            self.worker = Worker(app, WorkerOptions(**options))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ConfigurationError(
+                f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}."
+            ) from None
         self._thread = threading.Thread(target=self._run, name="ekiden-worker", daemon=True)
         self._error: BaseException | None = None
 
@@ -572,19 +577,6 @@ class InProcessWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _checked(options: Mapping[str, object]) -> WorkerOptions:
-    queues = options.get("queues")
-    if isinstance(queues, str):
-        options = {**options, "queues": (queues,)}
-    try:
-        given = msgspec.structs.asdict(WorkerOptions(**options))  # type: ignore[arg-type]  # checked by the next line
-        return msgspec.convert(given, WorkerOptions)
-    except (TypeError, msgspec.ValidationError) as error:
-        raise ConfigurationError(
-            f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}."
-        ) from None
 
 
 def message_time(message_id: str) -> float | None:

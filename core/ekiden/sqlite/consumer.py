@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from sqlite3 import Connection
 
-from ekiden.errors import BrokerRefused, TransportClosed, TransportError
+from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed, TransportError
 from ekiden.message import LOST, REPLY_PREFIX, SETTLED, Delivery, Ending, Settled, SettleOutcome
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import Bells, of_queue
@@ -116,8 +116,10 @@ class SQLiteConsumer(Consumer):
         try:
             lost = self._settle([(ending.delivery, rows) for _, ending, rows in going], now)
         except TransportError as error:
+            # The file is refused, not an ending: it can be put right, and then all of them are good.
+            failed = Settled(SettleOutcome.FAILED, BrokerUnavailable(str(error)))
             for index, _, _ in going:
-                answers[index] = Settled(SettleOutcome.FAILED, error)
+                answers[index] = failed
             return answers
         self._drop([ending.delivery for _, ending, _ in going])
         for index in lost:

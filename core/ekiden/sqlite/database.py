@@ -253,9 +253,9 @@ class Database:
         _make_private(self.path)
         writer = self._connect()
         try:
-            self._check_ours(writer)
-            # Decided when the file is made, or it can never shrink again.
-            writer.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            if self._check_ours(writer) == 0:
+                # Decided when the file is made, or it can never shrink again. Later it would only wait for a lock.
+                writer.execute("PRAGMA auto_vacuum=INCREMENTAL")
             self._patiently(writer, "PRAGMA journal_mode=WAL")
             writer.execute(f"PRAGMA synchronous={self._synchronous}")
             writer.execute("PRAGMA secure_delete=OFF")
