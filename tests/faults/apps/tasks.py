@@ -43,6 +43,14 @@ def gated(self, number: int, gate: str = "gate") -> int:
     return number
 
 
+@app.task(name="silent", bind=True)
+def silent(self, number: int) -> int:
+    """Begin, and end when the test says so; writes nothing after that."""
+    note("begun", number=number, attempt=self.request.attempt)
+    wait_for("gate")
+    return number
+
+
 @app.task(name="gated_apart", pool="process")
 def gated_apart(number: int, gate: str = "gate") -> int:
     """The same, in a body process."""
@@ -178,6 +186,12 @@ def grow(number: int, megabytes: int) -> None:
 
 
 _kept: list[bytearray] = []
+
+
+@app.task(name="large")
+def large(size: int) -> str:
+    """Return much."""
+    return "x" * size
 
 
 @app.task(name="leave_a_thread")

@@ -1,0 +1,150 @@
+"""What the supervisor does besides replacing: it refuses, says that it is alive, reaps, and costs nothing when idle."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from tests.faults.ground import Ground, eventually, wait_until_gone
+
+NEW_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("broken:app", "broken on purpose"),
+        ("not_there:app", "there is no module 'not_there'"),
+        ("tasks:nothing", "has no 'nothing'"),
+        ("tasks:note", "not an Ekiden app"),
+        ("in_memory:app", "lives inside one process"),
+    ],
+)
+def test_an_app_that_cannot_work_is_refused_in_one_sentence_and_not_tried_again(
+    ground: Ground, target: str, reason: str
+) -> None:
+    worker = ground.start(target, processes=3, ready=False)
+
+    assert worker.wait() == 78
+    worker.kill()  # its log is read to the end
+    assert len(worker.log) == 1, worker.log
+    assert reason in worker.log[0]
+
+
+def test_a_body_process_that_cannot_import_the_app_fails_its_task_and_says_why(ground: Ground) -> None:
+    (ground.directory / "only_once.py").write_text(
+        "import os, sys\nfrom tasks import app as tasks\nfrom ekiden import Ekiden\napp = Ekiden('once')\n"
+        "@app.task(name='apart', pool='process')\ndef apart(): pass\n"
+        "if 'body_process' in ' '.join(sys.orig_argv): raise RuntimeError('not here')\n"
+    )
+    path = os.pathsep.join([str(ground.directory), os.environ.get("PYTHONPATH", "")])
+    ground.start("only_once:app", environment={"PYTHONPATH": path})
+
+    result = ground.app.send_task("apart")
+
+    eventually(result.ready, what="the task ends")
+    assert result.state == "FAILURE"
+    assert "not here" in str(result.result)
+    assert len(ground.dead()) == 1
+
+
+def test_the_liveness_file_is_touched_while_all_processes_work(ground: Ground) -> None:
+    alive = ground.directory / "alive"
+    worker = ground.start(processes=2, liveness_file=alive)
+
+    eventually(alive.exists, what="the file is there")
+    before = alive.stat().st_mtime_ns
+    eventually(lambda: alive.stat().st_mtime_ns > before, what="it is touched again")
+
+    assert worker.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_the_liveness_file_is_not_touched_when_a_process_hangs(ground: Ground) -> None:
+    alive = ground.directory / "alive"
+    worker = ground.start(processes=2, liveness_file=alive)
+    eventually(alive.exists, what="the file is there")
+
+    os.kill(worker.worker_pids()[0], signal.SIGSTOP)
+
+    eventually(lambda: time.time() - alive.stat().st_mtime > 5, what="it is not touched any more", within=45)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare makes the namespace in which it is process 1")
+def test_it_works_as_process_1_and_reaps_orphans(ground: Ground) -> None:
+    if subprocess.run([*NEW_PID_NAMESPACE, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not make process namespaces")
+    outer = ground.start(under=NEW_PID_NAMESPACE)
+    (first,) = [process for process in psutil.Process(outer.pid).children() if "ekiden" in process.cmdline()]
+
+    assert ground.app.send_task("work", (1,)).get(20) == 1
+    orphan = ground.app.send_task("leave_an_orphan").get(20)
+
+    assert orphan > 1
+    eventually(lambda: not zombies_below(first), what="the orphan is reaped")
+    first.send_signal(signal.SIGTERM)
+    wait_until_gone(first.pid)
+    assert len(outer.said("has stopped")) == 1
+
+
+@pytest.mark.slow
+def test_an_idle_worker_costs_next_to_nothing(ground: Ground) -> None:
+    worker = ground.start()
+    (pid,) = worker.worker_pids()
+    everybody = [psutil.Process(worker.pid), psutil.Process(pid)]
+    seconds = 5.0
+    before, began = [cpu_seconds(process) for process in everybody], time.monotonic()
+
+    eventually(lambda: time.monotonic() > began + seconds, what="some time is over")
+
+    used = [cpu_seconds(process) - had for process, had in zip(everybody, before, strict=True)]
+    share = sum(used) / (time.monotonic() - began)
+    memory = everybody[1].memory_info().rss / 1024 / 1024
+    print(f"idle: {share:.2%} of a core, {memory:.1f} MiB for the worker process")
+    assert share < 0.01
+    assert memory < 60
+
+
+def test_a_worker_starts_its_first_task_soon(ground: Ground) -> None:
+    result = ground.app.send_task("work", (1,))
+    began = time.monotonic()
+
+    ground.start(ready=False)
+
+    (entry,) = ground.ledger.wait("work")
+    print(f"{entry['at'] - began:.2f} s from the command to the first task")
+    assert entry["at"] - began < 5.0
+    assert result.get(5) == 1
+
+
+@pytest.mark.slow
+def test_a_crash_loop_is_slowed_down_and_ends_when_the_cause_does(ground: Ground) -> None:
+    gate = ground.directory / "healthy"
+    (ground.directory / "crashing.py").write_text(
+        f"import os\nfrom tasks import app\nif not os.path.exists({str(gate)!r}): os._exit(3)\n"
+    )
+    path = os.pathsep.join([str(ground.directory), os.environ.get("PYTHONPATH", "")])
+    worker = ground.start("crashing:app", ready=False, environment={"PYTHONPATH": path})
+
+    deaths = worker.wait_until_it_says("it exited with 3", 4)
+    gate.touch()
+
+    pauses = [float(re.search(r"replaced in ([\d.]+) s", line)[1]) for line in deaths]
+    assert pauses == [0.1, 0.2, 0.4, 0.8]
+    worker.wait_until_ready()
+    assert ground.app.send_task("work", (1,)).get(20) == 1
+
+
+def zombies_below(process: psutil.Process) -> list[psutil.Process]:
+    return [each for each in process.children(recursive=True) if each.status() == psutil.STATUS_ZOMBIE]
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
