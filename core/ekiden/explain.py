@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 import ekiden
-from ekiden import body_process, hooks, plugins, probe
+from ekiden import body_process, hooks, memory, plugins, probe
 from ekiden.app import Ekiden
 from ekiden.memory import MemoryBackend, MemoryConsumer, MemoryTransport
 from ekiden.message import Message
@@ -220,9 +220,7 @@ def _probe(app: Ekiden, task: Task[..., Any]) -> Iterator[tuple[str, Noted]]:
         (seen,) = probe.app.transport.browse(queue)
         yield from ((HERE, noted) for noted in sending.calls)
 
-        for noted in _calls_of_a_worker(queue):
-            if noted.code is MemoryConsumer.stop.__code__:
-                break  # it has ended
+        for noted in _until_it_stops(_calls_of_a_worker(queue)):
             yield (IDLE if noted.code in idle else WORKER), noted
             if noted.code is body_process.BodyProcess.run.__code__:
                 yield from ((WORKER, inside) for inside in _calls_in_a_body_process(seen.message, noted))
@@ -257,6 +255,12 @@ def _calls_of_a_worker(queue: str) -> list[Noted]:
     with Tracer() as tracer, tracer.traced():
         Worker(probe.app, WorkerOptions(queues=(queue,), burst=True, threads=2)).run()
     return tracer.calls
+
+
+def _until_it_stops(calls: list[Noted]) -> list[Noted]:
+    """A worker's calls until it begins to stop. The receiver, which ran here, hands out before anything is done."""
+    stops = next(index for index, noted in enumerate(calls) if noted.code is MemoryConsumer.stop.__code__)
+    return sorted(calls[:stops], key=lambda noted: noted.thread != threading.get_ident())
 
 
 def _calls_in_a_body_process(message: Message, called_by: Noted) -> list[Noted]:
@@ -297,9 +301,10 @@ class _StandIns:
     def of(self, noted: Noted) -> _Shown | None:
         """What is shown of a call; None for one that is no step: it has no docstring, or is a detail of the broker."""
         if noted.code in self._bodies:
-            return _shown(self._task.__qualname__, self._task.__wrapped__, self._task.parameters.declared)
+            name = self._task.__qualname__.rpartition("<locals>.")[2]
+            return _shown(name, self._task.__wrapped__, self._task.parameters.declared)
         owner, name = _resolved(noted)
-        if noted.module == MemoryTransport.__module__:
+        if _is_memory(noted.module):
             interface, real = self._classes.get(owner, (object, object))
             if name not in interface.__dict__ or name.startswith("_"):
                 return None
@@ -308,9 +313,13 @@ class _StandIns:
         function = inspect.getattr_static(owner, name, None)
         function = getattr(function, "__func__", function)
         is_step = isinstance(function, FunctionType) and inspect.getdoc(function) and not name.startswith("__")
-        if not is_step or noted.called_from == MemoryTransport.__module__:
+        if not is_step or _is_memory(noted.called_from):
             return None
         return _shown(noted.code.co_qualname, function)
+
+
+def _is_memory(module: str) -> bool:
+    return f"{module}.".startswith(f"{memory.__name__}.")
 
 
 def _resolved(noted: Noted) -> tuple[Any, str]:

@@ -21,7 +21,7 @@ class Worker:
     """
 
     def __init__(self, directory: Path, *, target: str, name: str, environment: dict[str, str]) -> None:
-        arguments = ["worker", target, "--queues", "fetch", "--processes", "1", "--name", name]
+        arguments = ["worker", target, "--queues", "fetch", "--processes", "1", "--threads", "4", "--name", name]
         self._command = [sys.executable, "-m", "ekiden", *arguments]
         self._environment = {**os.environ, **environment}
         self.log = directory / LOG_NAME
