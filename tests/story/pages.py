@@ -115,8 +115,8 @@ class Reader:
                 file = self._directory / block.title
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(block.text, "utf-8")
-            elif block.mark.startswith(("not run", "command")) or block.text.startswith("--8<--"):
-                continue  # what is taken from a file of the repository is tested there
+            elif block.mark.startswith(("not run", "command")):
+                continue
             elif block.language == "python":
                 file = self._directory / "block.py"
                 file.write_text(block.text, "utf-8")
