@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import chain, repeat
 from types import FrameType
 from typing import Any, Optional, get_type_hints
 from uuid import UUID
@@ -274,10 +275,10 @@ class Parameters:
         if not kinds:
             return args, kwargs
         changed = list(args)
-        for index, value in enumerate(args):
-            kind = kinds.get(self._name_of(index))
+        for index, (name, value) in enumerate(zip(chain(self._positional_names, repeat("*")), args, strict=False)):
+            kind = kinds.get(name)
             if kind is not None and type(value) is not kind:
-                changed[index] = self._converted(self._name_of(index), value, kind)
+                changed[index] = self._converted(name, value, kind)
         if kwargs:
             more = kinds.get("**")
             kwargs = {
@@ -312,11 +313,8 @@ class Parameters:
         """The function's name and signature, as text."""
         return f"{self._name}{self.signature}"
 
-    def _name_of(self, index: int) -> str:
-        return self._positional_names[index] if index < len(self._positional_names) else "*"
-
     def _typed(self, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        named = [(self._name_of(index), value) for index, value in enumerate(args)]
+        named = list(zip(chain(self._positional_names, repeat("*")), args, strict=False))
         if kwargs:
             named += [(name if name in kinds or "**" not in kinds else "**", value) for name, value in kwargs.items()]
         return [(name, value) for name, value in named if name in kinds]

@@ -57,7 +57,7 @@ from ekiden.errors import (
     TaskRejected,
     TaskRevoked,
 )
-from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, HeaderValue, Message, derived_id
+from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, HeaderValue, Message, derived_id, unsendable
 from ekiden.options import Policy, Sending
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
@@ -343,15 +343,17 @@ class _UnstorableError(MisuseError):
 
 
 def outcome_of(error: BaseException, policy: Policy, request: Request, now: float) -> Outcome:
-    """What an exception out of a body means for its call."""
+    """What an exception out of a body means for its call. Raises nothing: what is wrong with ``error`` is a failure."""
+    try:
+        return _outcome_of(error, policy, request, now)
+    except Exception as trouble:  # noqa: BLE001 - a Retry may hold anything, and a user's exception do anything
+        return Failed(failure_record(trouble, _traceback_of(trouble)))
+
+
+def _outcome_of(error: BaseException, policy: Policy, request: Request, now: float) -> Outcome:
     match error:
         case Retry():
-            return Retried(
-                due=now + (seconds_until(error.when, now) or 0.0),
-                failure=None if error.exc is None else failure_record(error.exc, _traceback_of(error.exc)),
-                args=None if error.new_args is None else list(error.new_args),
-                kwargs=error.new_kwargs,
-            )
+            return _asked_for(error, request, now)
         case Ignore():
             return Ignored()
         case Reject():
@@ -366,6 +368,19 @@ def outcome_of(error: BaseException, policy: Policy, request: Request, now: floa
     if is_retried(policy, error) and tries_left(policy.max_retries, request.call.retries):
         return Retried(due=now + retry_delay(policy, request.call.retries, random.random()), failure=failure)
     return Failed(failure)
+
+
+def _asked_for(retry: Retry, request: Request, now: float) -> Retried:
+    """The next try as the body asked for it, its arguments as a message carries them."""
+    args, kwargs = retry.new_args, retry.new_kwargs
+    changed = msgspec.structs.replace(request.call, args=args or (), kwargs=kwargs or {})
+    carried = request.call if args is None and kwargs is None else decode_call(encode_call(changed), {})
+    return Retried(
+        due=now + (seconds_until(retry.when, now) or 0.0),
+        failure=None if retry.exc is None else failure_record(retry.exc, _traceback_of(retry.exc)),
+        args=None if args is None else list(carried.args),
+        kwargs=None if kwargs is None else dict(carried.kwargs),
+    )
 
 
 def finish(task: Task[..., Any], execution: Execution, outcome: Outcome, value: Any, runtime: float) -> Outcome:
@@ -540,9 +555,7 @@ def verdict(
 def _succeeded(case: _Case, outcome: Succeeded) -> Verdict:
     call = case.call
     assert call is not None
-    if not (call.on_success or _stores(case, call)):
-        return _SETTLE
-    follow_ups = _follow_ups(call.on_success, call, outcome.value, "success", case.context)
+    follow_ups = _follow_ups(call.on_success, call, outcome.value, "success", case.context) if call.on_success else ()
     return Verdict(_result(case, State.SUCCESS, outcome, follow_ups), follow_ups)
 
 
@@ -591,20 +604,18 @@ def stored_outcome(state: str, body: bytes) -> Outcome | None:
             return None
 
 
-def _stores(case: _Case, call: Call) -> bool:
+def keeps_result(call: Call, policy: Policy | None) -> bool:
     """Whether this call's result is kept. That of a fenced one is, so that a second copy of it finds it ended."""
-    if not case.context.stores_results:
-        return False
-    if call.fenced or case.policy is None:
+    if call.fenced or policy is None:
         return True
-    return not (case.policy.ignore_result if call.ignore_result is None else call.ignore_result)
+    return not (policy.ignore_result if call.ignore_result is None else call.ignore_result)
 
 
 def _result(
     case: _Case, state: State, outcome: Succeeded | Failed | Retried, follow_ups: tuple[Message, ...]
 ) -> StoredResult | None:
     call, context = case.call, case.context
-    if call is None or not _stores(case, call):
+    if call is None or not (context.stores_results and keeps_result(call, case.policy)):
         return None
     children = (*outcome.children, *(each.id for each in follow_ups)) if follow_ups else outcome.children
     record = OutcomeRecord(
@@ -671,7 +682,11 @@ def _follow_up(step: Step, call: Call, first: msgspec.Raw, why: str, context: Co
         ignore_result=step.ignore_result,
         fenced=True,
     )
-    return Message(task_id, sending.queue, encode_call(follow_up), step.headers, sending.priority, due)
+    message = Message(task_id, sending.queue, encode_call(follow_up), step.headers, sending.priority, due)
+    refused = unsendable(message)
+    if refused is not None:
+        raise MisuseError(f"{step.task}, which follows {call.task}, cannot be sent: {refused}.")
+    return message
 
 
 def dead_letter(delivery: Delivery, failure: FailureRecord, now: float) -> Message:

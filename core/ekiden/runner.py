@@ -83,7 +83,8 @@ class Runner:
         """Run ``jobs`` as soon as there is room."""
         for_loop: list[_LoopBody] = []
         for job in jobs:
-            work = _work_of(job)
+            work = job.work
+            assert work is not None, "only what can be run is handed out"
             if work.task.is_async and not self._needs_process(job, work):
                 for_loop.append(_LoopBody(self, job))
             else:
@@ -145,7 +146,8 @@ class Runner:
     def _run_until_closed(self, body: ThreadBody) -> None:
         while (job := self._waiting.get()) is not None:
             job.started = time.monotonic()
-            work = _work_of(job)
+            work = job.work
+            assert work is not None, "only what can be run is handed out"
             if work.policy.acks_early and not self._settle_first(job):
                 continue
             if work.policy.track_started:
@@ -255,7 +257,8 @@ class Runner:
 
         from ekiden.event_loop import Interruptible
 
-        work = _work_of(job)
+        work = job.work
+        assert work is not None, "only what can be run is handed out"
         job.started = time.monotonic()
         if work.policy.acks_early and not await asyncio.to_thread(self._settle_first, job):
             return
@@ -301,11 +304,6 @@ def _limits_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, work: 
 
 def _limit_exceeded(seconds: float) -> TimeLimitExceeded:
     return TimeLimitExceeded(f"it ran longer than its time_limit of {seconds:g} s")
-
-
-def _work_of(job: Job) -> Work:
-    assert job.work is not None, "only what can be run is handed out"
-    return job.work
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, error: BaseException) -> None:

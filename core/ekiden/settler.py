@@ -28,6 +28,7 @@ from ekiden.execution import (
     Succeeded,
     Unprocessable,
     Verdict,
+    keeps_result,
     verdict,
 )
 from ekiden.job import Job
@@ -45,6 +46,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 3
 _CLOSE_SECONDS = 2.0
+_REFUSED_DELAY_SECONDS = 60.0
 
 
 class _First:
@@ -73,13 +75,13 @@ class _GiveBack(msgspec.Struct, frozen=True):
 class _Unsettled:
     """An ended job on its way: first its result is stored, then its delivery is ended."""
 
-    __slots__ = ("is_refused", "job", "stored", "verdict")
+    __slots__ = ("job", "refused", "stored", "verdict")
 
     def __init__(self, job: Job, found: Verdict) -> None:
         self.job = job
+        self.refused = False
         self.verdict = found
         self.stored = found.result is None
-        self.is_refused = False
 
 
 class Settler:
@@ -230,30 +232,20 @@ class Settler:
         try:
             found = verdict(job.delivery, job.call, policy, job.outcome, context)
         except EkidenError as error:
-            # What follows can be impossible to send (a queue name that cannot be, arguments that JSON cannot carry).
-            found = self._without_what_follows(job, error, context)
+            # What is linked, or the next try, cannot be sent (a queue name that cannot be): the call itself has ended.
+            found = self._unsendable(job, error, context)
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
             _log_outcome(job)
         elif logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s succeeded in %.3f s", job, job.outcome.runtime or 0.0)
 
-    def _without_what_follows(self, job: Job, error: Exception, context: Context) -> Verdict:
-        """The call has ended, and what follows from it can never be sent: it goes to the dead letters."""
+    def _unsendable(self, job: Job, error: Exception, context: Context) -> Verdict:
+        """The verdict on a call from which something follows that can never be sent."""
         policy = None if job.work is None else job.work.policy
-        call = None if job.call is None else msgspec.structs.replace(job.call, on_success=(), on_error=())
+        unlinked = None if job.call is None else msgspec.structs.replace(job.call, on_success=(), on_error=())
         job.outcome = Unprocessable(failure_record(error, None))
-        return verdict(job.delivery, call, policy, job.outcome, context)
-
-    def _is_given_up(self, each: _Unsettled, error: Exception | None) -> bool:
-        """Whether the broker will never take what follows, and something else is to be sent instead."""
-        if not isinstance(error, BrokerRefused) or each.is_refused:
-            return False
-        each.verdict = self._without_what_follows(each.job, error, self._context())
-        each.stored = each.verdict.result is None
-        each.is_refused = True
-        _log_outcome(each.job)
-        return True
+        return verdict(job.delivery, unlinked, policy, job.outcome, context)
 
     def _has_work(self) -> bool:
         return bool(self._unsettled or self._giving_back or self._firsts or self._starts)
@@ -261,9 +253,11 @@ class Settler:
     def _work(self) -> None:
         try:
             self._store()
-            self._settle_firsts()
+            if self._firsts:
+                self._settle_firsts()
             self._settle()
-            self._release()
+            if self._unsettled or self._giving_back:
+                self._release()
         except (BackendError, TransportError) as error:
             self._trouble(error)
         else:
@@ -283,7 +277,7 @@ class Settler:
         )
 
     def _store(self) -> None:
-        results = [self._started_result(each.job) for each in self._starts]
+        results = [self._started_result(each.job) for each in self._starts if _keeps_result(each.job)]
         storing = [each for each in self._unsettled if not each.stored and not each.job.lost]
         results += [each.verdict.result for each in storing if each.verdict.result is not None]
         if results and self._backend is not None:
@@ -307,8 +301,6 @@ class Settler:
         return StoredResult(call.id, State.STARTED, call.retries, encode_outcome(record), expires)
 
     def _settle_firsts(self) -> None:
-        if not self._firsts:
-            return
         answers = self._consumer.settle([Ending(each.job.delivery) for each in self._firsts])
         kept = []
         for first, answer in zip(self._firsts, answers, strict=True):
@@ -325,17 +317,19 @@ class Settler:
 
     def _settle(self) -> None:
         """End the deliveries of what is stored; publish what follows from those that were settled first."""
-        self._publish_for_settled()
+        if any(each.job.settled for each in self._unsettled):
+            self._publish_for_settled()
         settling = [each for each in self._unsettled if each.verdict.release is None and not each.job.settled]
         if not settling:
             return
         answers = self._consumer.settle([Ending(each.job.delivery, each.verdict.publish) for each in settling])
         ended = set()
-        failed = []
+        refused = False
         for each, answer in zip(settling, answers, strict=True):
             if answer.outcome is SettleOutcome.FAILED:
-                if not self._is_given_up(each, answer.error):
-                    failed.append(answer)
+                if isinstance(answer.error, BrokerRefused):
+                    self._publish_no_more_of(each, answer.error)
+                    refused = True
                 continue
             ended.add(id(each))
             if answer.outcome is SettleOutcome.LOST:
@@ -343,7 +337,10 @@ class Settler:
             else:
                 self._held.pop(id(each.job), None)
         self._unsettled = [each for each in self._unsettled if id(each) not in ended]
-        _raise_failed(failed)
+        _raise_failed(each for each in answers if not isinstance(each.error, BrokerRefused))
+        if refused:
+            self._store()
+            self._settle()
 
     def _publish_for_settled(self) -> None:
         for each in [each for each in self._unsettled if each.job.settled]:
@@ -351,12 +348,26 @@ class Settler:
                 how = publishing(self._app.conf, retry=False)  # the settler itself tries again
                 answers = self._app.publisher.publish(each.verdict.publish, how)
                 error = refusal(each.verdict.publish, answers)
-                if self._is_given_up(each, error):
+                if isinstance(error, BrokerRefused):
+                    self._publish_no_more_of(each, error)
                     continue
                 if error is not None:
                     raise error
             self._unsettled.remove(each)
             self._held.pop(id(each.job), None)
+
+    def _publish_no_more_of(self, each: _Unsettled, error: BrokerRefused) -> None:
+        """The broker will never take what follows: a copy goes to the dead letters instead, if it takes that."""
+        was_refused, each.refused = each.refused, True
+        if was_refused:
+            logger.error("%s: the broker takes no copy of it for the dead letters: %s", each.job, error)
+            release = None if each.job.settled else _REFUSED_DELAY_SECONDS
+            each.verdict = msgspec.structs.replace(each.verdict, publish=(), release=release)
+            return
+        logger.error("%s goes to the dead letters: the broker does not take what follows: %s", each.job, error)
+        # A success that is stored already stays one; a next try that never comes is a failure.
+        each.verdict = self._unsendable(each.job, error, self._context())
+        each.stored = each.verdict.result is None
 
     def _release(self) -> None:
         for giving_back in list(self._giving_back):
@@ -410,6 +421,10 @@ class Settler:
             late,
             names or "no running task",
         )
+
+
+def _keeps_result(job: Job) -> bool:
+    return job.call is not None and keeps_result(job.call, None if job.work is None else job.work.policy)
 
 
 def _raise_failed(answers: Iterable[Settled]) -> None:

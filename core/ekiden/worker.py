@@ -21,9 +21,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import msgspec
+from msgspec import UNSET
 
 from ekiden import hooks
 from ekiden.app import Ekiden, target_of
@@ -42,13 +45,14 @@ from ekiden.execution import AlreadyEnded, Expired, Outcome, Postponed, Request,
 from ekiden.job import Job, Work
 from ekiden.message import DEAD_SUFFIX, Delivery
 from ekiden.modules import is_body_process
-from ekiden.options import Policy
+from ekiden.options import Policy, check_queue_name
 from ekiden.plan import WorkerOptions
 from ekiden.ratelimit import RateLimiter
 from ekiden.results import Backend, BeginOutcome, Start
 from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
+from ekiden.task import Task
 from ekiden.transport import Consumer, Listener
 
 logger = logging.getLogger("ekiden.worker")
@@ -84,11 +88,9 @@ class Worker:
         self.prefetch = options.prefetch or conf.worker_prefetch
         self.max_tasks = options.max_tasks
         self.grace = conf.worker_grace if options.grace is None else options.grace
-        if options.pool is not None:
-            conf.worker_pool = options.pool  # type: ignore[assignment]  # checked on assignment
         self._check_queues()
         self._target = target_of(app)
-        self._policies = {name: app.policy(task) for name, task in app.tasks.items()}
+        self._policies = {name: self.policy(task) for name, task in app.tasks.items()}
         self._check_policies()
         self._held: dict[int, Job] = {}
         self._room = threading.Event()
@@ -178,6 +180,12 @@ class Worker:
 
     # Called by the receiver.
 
+    def policy(self, task: Task[..., Any]) -> Policy:
+        """A task's options with the settings merged in, and this worker's word on where bodies run."""
+        pool = self._options.pool
+        found = self._app.policy(task)
+        return found if pool is None or task.options.pool is not UNSET else msgspec.structs.replace(found, pool=pool)
+
     def is_stopping(self) -> bool:
         """Whether no more is to be claimed."""
         return self._stopping.is_set()
@@ -213,6 +221,7 @@ class Worker:
                 raise ConfigurationError(
                     f"{queue} holds dead letters, which no worker runs; `ekiden dead retry` sends them back."
                 )
+            check_queue_name(queue)
 
     def _check_policies(self) -> None:
         """Refuse, at start, limits that cannot be kept here."""
@@ -396,7 +405,7 @@ class _Receiver:
             return Job(delivery, taken=taken, call=call, outcome=self._of_unknown_task(call, now))
         policy = self._policies.get(call.task)
         if policy is None:
-            policy = self._policies[call.task] = self._app.policy(task)
+            policy = self._policies[call.task] = self._worker.policy(task)
         request = Request(call, message.queue, message.priority, delivery.attempt, message.headers, self._worker.name)
         work = Work(call, task, policy, request)
         job = Job(delivery, taken=taken, call=call, work=work)
@@ -412,7 +421,7 @@ class _Receiver:
 
     def _of_newer_format(self, delivery: Delivery, error: NewerFormat) -> Outcome:
         sent = message_time(delivery.message.id)
-        if sent is not None and time.time() - sent < self._app.conf.unknown_task_grace:
+        if sent is not None and abs(time.time() - sent) < self._app.conf.unknown_task_grace:
             return Postponed(_UNKNOWN_TASK_DELAY_SECONDS, str(error))
         return Unprocessable(failure_record(error, None))
 
@@ -420,7 +429,7 @@ class _Receiver:
         known = ", ".join(sorted(self._app.tasks)[:20]) or "none"
         text = f"{call.task} is not a task of this worker, which knows {known}; import its module, or add it to include"
         grace = self._app.conf.unknown_task_grace
-        if now - call.sent < grace:
+        if abs(now - call.sent) < grace:  # what claims to come from the far future would wait for ever
             logger.warning("%s[%s] waits, for %.0f s at most: %s", call.task, call.id, grace - (now - call.sent), text)
             return Postponed(min(_UNKNOWN_TASK_DELAY_SECONDS, max(0.1, grace / 10)), text)
         return Unprocessable(failure_record(NotRegistered(text), None))
@@ -532,13 +541,8 @@ class InProcessWorker:
 
     def __init__(self, app: Ekiden, **options: object) -> None:
         self._app = app
-        try:
-            app.load_tasks()
-            self.worker = Worker(app, WorkerOptions(**options))  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ConfigurationError(
-                f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}."
-            ) from None
+        app.load_tasks()
+        self.worker = Worker(app, _checked(options))
         self._thread = threading.Thread(target=self._run, name="ekiden-worker", daemon=True)
         self._error: BaseException | None = None
 
@@ -577,6 +581,19 @@ class InProcessWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _checked(options: Mapping[str, object]) -> WorkerOptions:
+    queues = options.get("queues")
+    if isinstance(queues, str):
+        options = {**options, "queues": (queues,)}
+    try:
+        given = msgspec.structs.asdict(WorkerOptions(**options))  # type: ignore[arg-type]  # checked by the next line
+        return msgspec.convert(given, WorkerOptions)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise ConfigurationError(
+            f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}."
+        ) from None
 
 
 def message_time(message_id: str) -> float | None:

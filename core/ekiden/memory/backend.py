@@ -25,17 +25,20 @@ class MemoryBackend(Backend):
         self._closed = False
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             answers = [store.put(result) for result in results]
             store.call({result.task_id for result in results if is_final(result.state)})
             return answers
 
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             return [store.get(task_id) for task_id in ids]
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             final = store.final(ids)
             if final or timeout <= 0:
                 return final
@@ -55,17 +58,20 @@ class MemoryBackend(Backend):
                 wait.end()
 
     def forget(self, ids: Sequence[str]) -> None:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             for task_id in ids:
                 store.results.discard(task_id)
                 store.starts.discard(task_id)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             return [store.begin(start) for start in starts]
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             arrived = store.joins.get(join_id) or {}
             arrived.setdefault(member, outcome)
             store.joins.set(join_id, arrived, expires=expires)
@@ -73,13 +79,15 @@ class MemoryBackend(Backend):
             return Joined(len(arrived), complete, dict(arrived) if complete else {})
 
     def read(self, keys: Sequence[str]) -> list[Record | None]:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             return [store.records.get(key) for key in keys]
 
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             record = store.records.get(key)
             version = record.version if record is not None else 0
             if expected_version is not None and expected_version != version:
@@ -91,7 +99,8 @@ class MemoryBackend(Backend):
             return version + 1
 
     def scan(self, prefix: str) -> list[Record]:
-        with self._opened() as store:
+        store = self._opened()
+        with store.lock:
             found = (store.records.get(key) for key in sorted(store.records.keys()) if key.startswith(prefix))
             return [record for record in found if record is not None]
 

@@ -31,7 +31,7 @@ class Wait:
 
 
 class Store:
-    """What one ``memory://NAME`` keeps of tasks. ``with store`` takes its lock."""
+    """What one ``memory://NAME`` keeps of tasks. ``lock`` guards all of it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -40,13 +40,6 @@ class Store:
         self.joins: Expiring[dict[str, bytes]] = Expiring()
         self.records: Expiring[Record] = Expiring()
         self.waits: set[Wait] = set()
-
-    def __enter__(self) -> Store:
-        self.lock.acquire()
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        self.lock.release()
 
     def put(self, result: StoredResult) -> bool:
         old = self.results.get(result.task_id)
