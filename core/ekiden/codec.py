@@ -387,8 +387,12 @@ def _is_known(info: object, met: set[type]) -> bool:
 
 
 def _called_at() -> str:
-    """Where the user's code made the call, as text; nothing where that cannot be told."""
+    """Where the user's code made the call, as text; nothing where that cannot be told, or the command made it."""
     frame: FrameType | None = sys._getframe(1)
+    module = ""
     while frame is not None and frame.f_globals.get("__name__", "").startswith("ekiden."):
+        module = frame.f_globals["__name__"]
         frame = frame.f_back
-    return "" if frame is None else f" (called in {frame.f_code.co_filename}:{frame.f_lineno})"
+    if frame is None or module.startswith("ekiden.cli."):
+        return ""
+    return f" (called in {frame.f_code.co_filename}:{frame.f_lineno})"

@@ -158,7 +158,7 @@ def test_a_task_that_takes_too_long_goes_on(shop: Shop) -> None:
         (("add", "--args", "1"), 2, "is not a JSON array, such as"),
         (("add", "--args", "[1"), 2, "is not a JSON array, such as"),
         (("add", "--kwargs", "[]"), 2, "is not a JSON object, such as"),
-        (("add",), 1, "add() missing a required argument: 'x'"),
+        (("add",), 1, "add() missing a required argument: 'x'. shop_"),
         (("add", "--args", '["one", 2]'), 1, "add() cannot take 'one' for 'x'"),
         (("add", "--args", "[1, 2]", "--priority", "10"), 1, "10 is not a priority"),
         (("add", "--args", "[1, 2]", "--queue", "a b"), 1, "'a b' is not a queue name"),
