@@ -131,6 +131,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         return None if self.call.expires is None else datetime.fromtimestamp(self.call.expires, UTC)
 
     @property
+    def timelimit(self) -> tuple[float | None, float | None]:
+        """The hard and the soft time limit in seconds, as far as this call said so."""
+        return (self.call.time_limit, self.call.soft_time_limit)
+
+    @property
     def root_id(self) -> str:
         """The id of the task that the whole run began with."""
         return self.call.root or self.call.id
@@ -680,6 +685,8 @@ def _follow_up(step: Step, call: Call, first: msgspec.Raw, why: str, context: Co
         on_success=step.on_success,
         on_error=step.on_error,
         ignore_result=step.ignore_result,
+        time_limit=step.time_limit,
+        soft_time_limit=step.soft_time_limit,
         fenced=True,
     )
     message = Message(task_id, sending.queue, encode_call(follow_up), step.headers, sending.priority, due)

@@ -41,6 +41,8 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     expires: float | None = None
     headers: dict[str, HeaderValue] = {}
     ignore_result: bool | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
     immutable: bool = False
     on_success: tuple[Step, ...] = ()
     on_error: tuple[Step, ...] = ()
@@ -138,6 +140,16 @@ class Signature(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, on_error=(*self.on_error, *signatures))
 
     @property
+    def links(self) -> tuple[Signature, ...]:
+        """What follows its success: what ``link`` added, and its option of that name."""
+        return (*self.on_success, *_signatures(self.options.get("link", ())))
+
+    @property
+    def error_links(self) -> tuple[Signature, ...]:
+        """What follows its failure, as above."""
+        return (*self.on_error, *_signatures(self.options.get("link_error", ())))
+
+    @property
     def id(self) -> str | None:
         """The task id it will have, if one was set."""
         return self.options.get("task_id")
@@ -159,10 +171,16 @@ class Signature(msgspec.Struct, frozen=True):
             expires=seconds_until(options.pop("expires", None), now),
             headers=options.pop("headers", None) or {},
             ignore_result=options.pop("ignore_result", None),
+            time_limit=options.pop("time_limit", None),
+            soft_time_limit=options.pop("soft_time_limit", None),
             immutable=self.immutable,
-            on_success=tuple(each.step(now) for each in self.on_success),
-            on_error=tuple(each.step(now) for each in self.on_error),
+            on_success=tuple(each.step(now) for each in self.links),
+            on_error=tuple(each.step(now) for each in self.error_links),
         )
+
+
+def _signatures(link: Signature | Sequence[Signature]) -> tuple[Signature, ...]:
+    return (link,) if isinstance(link, Signature) else tuple(link)
 
 
 def seconds_until(moment: float | datetime | None, now: float) -> float | None:

@@ -451,10 +451,8 @@ def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
 def options_of(signature: Signature) -> dict[str, Any]:
     """The options of ``apply_async`` that a signature stands for, what follows it included."""
     options = dict(signature.options)
-    if signature.on_success:
-        options["link"] = signature.on_success
-    if signature.on_error:
-        options["link_error"] = signature.on_error
+    options["link"] = signature.links
+    options["link_error"] = signature.error_links
     return options
 
 

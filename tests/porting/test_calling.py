@@ -196,3 +196,28 @@ def test_a_call_option_that_is_not_here_says_what_to_write_instead(option: str, 
         with pytest.raises(ConfigurationError, match=option) as refused:
             call()
         assert advice in str(refused.value)
+
+
+def test_every_option_of_a_signature_counts_when_it_is_linked(work: Start) -> None:
+    work(app, queues=("default", "errands"))
+    following = where.signature(
+        (), immutable=True, queue="errands", priority=8, headers={"page": 1}, soft_time_limit=30, link=note.si("last")
+    ).link(note.si("also"))
+
+    result = add.apply_async((1, 2), link=following)
+
+    result.get(timeout=10)
+    found = result.children[0]
+    assert (found.get(timeout=10)["queue"], found.get()["priority"]) == ("errands", 8)
+    assert found.get()["headers"] == {"page": 1}
+    assert found.get()["soft_time_limit"] == 30
+    assert sorted(child.get(timeout=10) for child in found.children) == ["also", "last"]
+
+
+def test_every_option_of_a_signature_counts_when_it_is_sent(work: Start) -> None:
+    work(app)
+    result = where.signature((), link=note.si("first")).link(note.si("second")).delay()
+
+    result.get(timeout=10)
+
+    assert sorted(child.get(timeout=10) for child in result.children) == ["first", "second"]

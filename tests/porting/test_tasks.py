@@ -158,7 +158,7 @@ def test_reject_sends_the_message_to_the_dead_letters(work: Start) -> None:
 
     with pytest.raises(TaskRejected, match="out of paper"):
         tasks.reject.delay().get(timeout=10)
-    assert app.transport.depth("default.dead").ready == 1
+    eventually(lambda: app.transport.depth("default.dead").ready == 1, what="a dead letter")
 
 
 def test_a_rejected_message_can_come_back(work: Start) -> None:

@@ -43,7 +43,11 @@ def started_at(self):
 
 @app.task(bind=True)
 def where(self):
-    return {**self.request.delivery_info, "headers": dict(self.request.headers)}
+    return {
+        **self.request.delivery_info,
+        "headers": dict(self.request.headers),
+        "soft_time_limit": self.request.timelimit[1],
+    }
 
 
 @app.task
