@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -124,7 +125,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _environment(setting: str):  # type: ignore[no-untyped-def]  # each setting has its own type
+def _environment(setting: str) -> Any:
     """A setting as far as it can be known without the app: from the environment, else its default."""
     variable = f"{ENVIRONMENT_PREFIX}{setting.upper()}"
     text = os.environ.get(variable)
