@@ -203,8 +203,12 @@ def failure_record(error: BaseException, traceback_text: str | None) -> FailureR
             args.append(msgspec.json.decode(encode_value(each)))
         except (TypeError, ValueError):
             args.append(_shortened(each, 500))
-    kind = type(error)
-    return FailureRecord(f"{kind.__module__}.{kind.__qualname__}", _text_of(error), tuple(args), traceback_text)
+    return FailureRecord(type_name(type(error)), _text_of(error), tuple(args), traceback_text)
+
+
+def type_name(kind: type) -> str:
+    """The dotted name of a class, as results and logs tell it; that of a built-in without its module."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def rebuild_exception(record: FailureRecord) -> BaseException:
@@ -213,7 +217,7 @@ def rebuild_exception(record: FailureRecord) -> BaseException:
     Nothing is imported because a message says so, and only exception classes are made.
     """
     module_name, _, name = record.type.rpartition(".")
-    module = builtins if module_name == "builtins" else sys.modules.get(module_name)
+    module = builtins if module_name in {"", "builtins"} else sys.modules.get(module_name)
     kind = vars(module).get(name) if module is not None else None
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from ekiden.app import Ekiden
-from ekiden.codec import OutcomeRecord, encode_outcome, failure_record
+from ekiden.codec import OutcomeRecord, encode_outcome, failure_record, type_name
 from ekiden.errors import BackendError, BrokerRefused, EkidenError, TransportError
 from ekiden.execution import (
     Context,
@@ -458,5 +458,5 @@ def _log_outcome(job: Job) -> None:
             logger.info("%s: %s", job, type(other).__name__)
 
 
-def _is_expected(type_name: str, kinds: tuple[type[BaseException], ...]) -> bool:
-    return any(f"{kind.__module__}.{kind.__qualname__}" == type_name for kind in kinds)
+def _is_expected(name: str, kinds: tuple[type[BaseException], ...]) -> bool:
+    return name in map(type_name, kinds)
