@@ -177,15 +177,16 @@ class Ground:
         for name, value in options.items():
             flags.append(f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}"))
         command = [*under, sys.executable, "-m", "ekiden", "worker", target, *flags]
-        started = RunningWorker(command, {**os.environ, **self.environment(), **(environment or {})})
+        started = RunningWorker(command, {**self.environment(), **(environment or {})})
         self.workers.append(started)
         if ready:
             started.wait_until_ready(processes)
         return started
 
     def environment(self) -> dict[str, str]:
-        """What tells the apps where they are."""
+        """What a process needs to run an app of ``apps`` here."""
         return {
+            **os.environ,
             "EKIDEN_BROKER_URL": self.broker_url,
             "EKIDEN_TASK_DEFAULT_QUEUE": self.queue,
             "FAULTS_LEDGER": str(self.ledger.path),

@@ -38,10 +38,34 @@ def test_a_storm_of_kills_loses_no_message(ground: Ground) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_storm_of_kills_loses_no_follow_up_and_no_result(ground: Ground) -> None:
+    count = 600
+    ground.start(processes=3, lease=5.0, threads=2)
+    worker = ground.workers[0]
+    chance = random.Random(2)
+    follow = ground.app.signature("follow", ("work",))
+    results = [ground.app.send_task("work", (number, 0.01), link=follow) for number in range(count)]
+
+    while ground.depth().ready > count / 10:
+        left = ground.depth().ready
+        os.kill(eventually(lambda: chance.choice(worker.worker_pids() or [0]), what="a process"), signal.SIGKILL)
+        eventually(lambda left=left: ground.depth().ready <= max(left - 100, 0), what="100 more are done")
+    ground.wait_until_empty(within=120)
+
+    assert [result.get(5) for result in results] == list(range(count))
+    assert {each["number"] for each in ground.ledger.entries("follow")} == set(range(count))
+    assert ground.dead() == []
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("by_signal", [False, True], ids=["os._exit", "SIGKILL"])
-def test_one_poison_at_the_head_makes_one_dead_letter_and_harms_nobody_else(ground: Ground, by_signal: bool) -> None:
-    poison = ground.app.send_task("poison", kwargs={"by_signal": by_signal})
+@pytest.mark.parametrize("by_signal", [False, True], ids=["by itself", "SIGKILL"])
+@pytest.mark.parametrize("task", ["poison", "poison_async"])
+def test_one_poison_at_the_head_makes_one_dead_letter_and_harms_nobody_else(
+    ground: Ground, task: str, by_signal: bool
+) -> None:
+    poison = ground.app.send_task(task, kwargs={"by_signal": by_signal})
     ground.send_many("work", 999)
     worker = ground.start(processes=2)
 
@@ -180,7 +204,7 @@ def test_what_follows_is_published_once_when_a_worker_dies_between_storing_and_s
     assert result.get(5) in {"first", "second try"}
 
 
-def test_a_process_that_uses_nothing_of_ekiden_any_more_is_not_left_behind(ground: Ground) -> None:
+def test_a_stopped_worker_leaves_no_process_behind(ground: Ground) -> None:
     worker = ground.start(processes=2)
     ground.app.send_task("gated_apart", (1,))
     ground.ledger.wait("begun")

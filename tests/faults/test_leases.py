@@ -88,6 +88,7 @@ def test_a_stopped_worker_that_wakes_late_reports_no_failure_of_its_own(ground: 
     assert ground.dead() == []
 
 
+@pytest.mark.slow
 def test_a_lease_is_kept_while_the_broker_cannot_be_asked_for_less_than_a_lease(ground: Ground) -> None:
     worker = ground.start(lease=3.0)
     ground.app.send_task("gated", (1,))

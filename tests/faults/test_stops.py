@@ -45,7 +45,7 @@ def test_a_second_stop_ends_at_once_and_gives_back_what_was_running(ground: Grou
     worker.signal(signal.SIGTERM)
 
     worker.wait()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 2.5
     assert not worker.said("is killed")
     assert (ground.depth().ready, ground.depth().leased) == (8, 0)
 
@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_ends_at_once(ground: Ground) -> None:
     worker.signal_everyone(signal.SIGINT)
 
     worker.wait()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 2.5
     assert (ground.depth().ready, ground.depth().leased) == (3, 0)
     assert not worker.said("Traceback|KeyboardInterrupt")
 
@@ -131,11 +131,11 @@ def test_a_term_signal_to_every_process_is_one_stop(ground: Ground) -> None:
 @pytest.mark.timeout(120)
 def test_ten_rolling_restarts_in_the_middle_of_a_backlog_cost_no_message_an_attempt(ground: Ground) -> None:
     for number in range(400):
-        ground.app.send_task("work", (number, 0.05))
+        ground.app.send_task("work" if number % 2 else "work_async", (number, 0.05))
 
     for _ in range(10):
         done = ground.ledger.done().total()
-        worker = ground.start(processes=2, threads=2)
+        worker = ground.start(processes=2, threads=2, async_concurrency=2)
         eventually(lambda done=done: ground.ledger.done().total() >= done + 15, what="15 more are done")
         assert worker.stop() == 0
         assert set(ground.attempts()) == {0}

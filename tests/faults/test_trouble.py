@@ -79,6 +79,7 @@ def test_a_full_disk_loses_nothing_and_is_recovered_from_without_a_restart(groun
     assert ground.dead() == []
 
 
+@pytest.mark.slow
 def test_a_result_store_that_fails_keeps_what_ended_and_its_leases(ground: Ground) -> None:
     results_file = ground.directory / "results.db"
     ground.app.conf.result_backend = url = f"sqlite:///{results_file}?busy_timeout=0.2"
@@ -102,6 +103,7 @@ def test_a_result_store_that_fails_keeps_what_ended_and_its_leases(ground: Groun
     other.wait_until_ready()
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_while_the_broker_fails_ends_in_time(ground: Ground) -> None:
     worker = ground.start(lease=2.0, grace=1.0)
     ground.app.send_task("gated", (1,))
@@ -130,6 +132,7 @@ def test_a_worker_starts_when_the_broker_does(ground: Ground) -> None:
     assert not worker.said("Traceback")
 
 
+@pytest.mark.slow
 def test_when_no_body_process_can_be_started_its_task_is_given_back_and_runs_later(ground: Ground) -> None:
     worker = ground.start()
     assert ground.app.send_task("work", (0,)).get(10) == 0  # everything is open that such a task needs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,6 +24,14 @@ def work(self, number: int, seconds: float = 0.0) -> int:
     """Take some time, then write down that it is done."""
     if seconds:
         time.sleep(seconds)
+    note("work", number=number, attempt=self.request.attempt)
+    return number
+
+
+@app.task(name="work_async", bind=True)
+async def work_async(self, number: int, seconds: float = 0.0) -> int:
+    """The same in the event loop."""
+    await asyncio.sleep(seconds)
     note("work", number=number, attempt=self.request.attempt)
     return number
 
@@ -137,11 +146,11 @@ def poison(self, *, by_signal: bool = False) -> None:
     os._exit(9)
 
 
-@app.task(name="dies", pool="process")
-def dies() -> None:
-    """Kill its body process, every time."""
-    note("dies")
-    os.kill(os.getpid(), signal.SIGKILL)
+@app.task(name="poison_async", bind=True)
+async def poison_async(self, *, by_signal: bool = False) -> None:
+    """The same in the event loop."""
+    note("poison", attempt=self.request.attempt)
+    os.kill(os.getpid(), signal.SIGKILL if by_signal else signal.SIGSEGV)
 
 
 @app.task(name="dies_twice", bind=True, pool="process", autoretry_for=(WorkerLostError,), default_retry_delay=0.05)
@@ -186,6 +195,19 @@ def grow(number: int, megabytes: int) -> None:
 
 
 _kept: list[bytearray] = []
+
+
+@app.task(name="pool_of_processes")
+def pool_of_processes(count: int) -> list[int]:
+    """Fork processes of its own, and end them as multiprocessing does, with SIGTERM."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(abs, range(count))
+
+
+@app.task(name="pool_of_processes_apart", pool="process")
+def pool_of_processes_apart(count: int) -> list[int]:
+    """The same in a body process."""
+    return pool_of_processes(count)
 
 
 @app.task(name="large")
