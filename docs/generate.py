@@ -18,6 +18,7 @@ import click
 import ekiden
 import msgspec
 from ekiden import Ekiden, memory, options, plugins, signals
+from ekiden import settings as app_settings
 from ekiden.cli import ekiden as command_line
 from ekiden.hooks import ALL
 from ekiden.memory import MemoryBackend, MemoryConsumer, MemoryTransport
@@ -36,7 +37,7 @@ def generated(page: str) -> str:
 
 def settings() -> str:
     """Every setting: default, environment variable, meaning."""
-    rows = [(f"`{name}`", _value(default), meaning) for name, _kind, default, meaning in options.setting_docs()]
+    rows = [(f"`{name}`", _value(default), meaning) for name, _kind, default, meaning in app_settings.setting_docs()]
     return _table(("setting", "default", "meaning"), rows)
 
 
@@ -50,9 +51,9 @@ def celery_settings() -> str:
     """Celery's settings that mean the same under their name or another, and what stands for those that do not."""
     same = sorted(_SAME_AS_CELERYS)
     rows = [(f"`{name}`", "the same") for name in same]
-    rows += [(f"`{name}`", f"`{ours}`") for name, ours in options._SAME_MEANING.items()]
+    rows += [(f"`{name}`", f"`{ours}`") for name, ours in app_settings._SAME_MEANING.items()]
     rows += [("`task_acks_late`", "`task_acks`: `True` is `late`, `False` is `early`")]
-    rows += [(f"`{name}`", _sentence(advice)) for name, advice in sorted(options._INSTEAD.items())]
+    rows += [(f"`{name}`", _sentence(advice)) for name, advice in sorted(app_settings._INSTEAD.items())]
     return _table(("Celery", "ekiden"), rows)
 
 
@@ -220,7 +221,7 @@ def _option_default(name: str) -> str:
         return "a route of `task_routes`, else `task_default_queue`"
     if name == "priority":
         return "a route of `task_routes`, else `task_default_priority`"
-    known = {each for each, *_ in options.setting_docs()}
+    known = {each for each, *_ in app_settings.setting_docs()}
     setting = next(
         each
         for each in (f"task_{name}", f"task_default_{name}", f"task_{name.removeprefix('default_')}", f"worker_{name}")
@@ -247,7 +248,7 @@ def _yes(said: bool) -> str:
 
 
 def _sentence(advice: str) -> str:
-    names = {each for each, *_ in options.setting_docs()}
+    names = {each for each, *_ in app_settings.setting_docs()}
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda match: f"`{match[0]}`" if match[0] in names else match[0], advice)
 
 

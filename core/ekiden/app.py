@@ -29,7 +29,7 @@ import msgspec
 from ekiden import control, plugins
 from ekiden.codec import decode_call
 from ekiden.errors import ConfigurationError, MisuseError, NotRegistered
-from ekiden.execution import Context, Request, Verdict, run, run_async, running, verdict
+from ekiden.execution import Context, Verdict, run, run_async, verdict
 from ekiden.message import DEAD_SUFFIX, Delivery, Message
 from ekiden.modules import (
     import_module,
@@ -39,19 +39,11 @@ from ekiden.modules import (
     public_values,
     real_module_name,
 )
-from ekiden.options import (
-    ENVIRONMENT_PREFIX,
-    Policy,
-    Sending,
-    Settings,
-    checked_setting,
-    merge,
-    policy,
-    read_route,
-    translated_setting,
-)
+from ekiden.options import Policy, Sending, merge, policy, read_route
 from ekiden.publisher import Publisher
+from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, StoredResult
+from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, translated_setting
 from ekiden.signature import Signature
 from ekiden.states import State
 from ekiden.task import Task, TaskApp, call_options, compose, options_of, send
@@ -61,7 +53,7 @@ from ekiden.urls import BrokerURL, parse_url
 
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
-    from ekiden.worker import InProcessWorker
+    from ekiden.inprocess import InProcessWorker
 
 
 _APPLIED_HERE = "apply"
@@ -329,7 +321,7 @@ class Ekiden(TaskSet):
 
         ``options``: queues, threads, async_concurrency, prefetch, lease, pool, name, grace.
         """
-        from ekiden.worker import InProcessWorker  # the worker is built on the app, and most programs run none
+        from ekiden.inprocess import InProcessWorker  # the worker is built on the app, and most programs run none
 
         return InProcessWorker(self, **options)
 

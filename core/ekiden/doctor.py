@@ -16,8 +16,8 @@ from ekiden.app import Ekiden
 from ekiden.codec import decode_call
 from ekiden.errors import BackendError, ConfigurationError, EkidenError, MessageError, TransportError
 from ekiden.message import DEAD_SUFFIX, REPLY_PREFIX, Ending, Message, SettleOutcome, new_id
-from ekiden.options import ENVIRONMENT_PREFIX, Settings
 from ekiden.plan import WorkerOptions
+from ekiden.settings import ENVIRONMENT_PREFIX, Settings
 from ekiden.sqlite.location import path_in
 from ekiden.worker import Worker
 

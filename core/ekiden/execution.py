@@ -28,8 +28,6 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
@@ -57,8 +55,24 @@ from ekiden.errors import (
     TaskRejected,
     TaskRevoked,
 )
-from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, HeaderValue, Message, derived_id, unsendable
+from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, Message, derived_id, unsendable
 from ekiden.options import Policy, Sending
+from ekiden.outcomes import (
+    NULL,
+    AlreadyEnded,
+    Expired,
+    Failed,
+    Ignored,
+    Outcome,
+    Postponed,
+    Rejected,
+    Retried,
+    Revoked,
+    SecondCopy,
+    Succeeded,
+    Unprocessable,
+)
+from ekiden.request import Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
 from ekiden.signature import Call, Step, seconds_until
@@ -71,190 +85,6 @@ REQUEUE_DELAY = 1.0
 """Seconds after which a message that its task gave back (``Reject(requeue=True)``) is handed out again."""
 
 _LONGEST_ERROR_HEADER = 1000
-
-_NULL = msgspec.Raw(b"null")
-
-
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """The call that is being executed, as the task sees it: ``self.request``. The names are Celery's.
-
-    ``called_directly`` is True where the function was simply called, outside any worker, ``is_eager`` under ``apply``.
-    """
-
-    call: Call
-    queue: str | None = None
-    priority: int | None = None
-    attempt: int = 1
-    headers: Mapping[str, HeaderValue] = {}
-    hostname: str | None = None
-    called_directly: bool = False
-    is_eager: bool = False
-
-    @property
-    def id(self) -> str:
-        """The task's id."""
-        return self.call.id
-
-    @property
-    def correlation_id(self) -> str:
-        """The task's id, as brokers' tools call it."""
-        return self.call.id
-
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return self.call.task
-
-    @property
-    def args(self) -> list[Any]:
-        """The positional arguments, as the message brought them."""
-        return list(self.call.args)
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """The keyword arguments, as the message brought them."""
-        return dict(self.call.kwargs)
-
-    @property
-    def retries(self) -> int:
-        """How many tries came before this one."""
-        return self.call.retries
-
-    @property
-    def eta(self) -> datetime | None:
-        """When the call was due, if it was sent for later."""
-        return None if self.call.eta is None else datetime.fromtimestamp(self.call.eta, UTC)
-
-    @property
-    def expires(self) -> datetime | None:
-        """After when it would not have been started."""
-        return None if self.call.expires is None else datetime.fromtimestamp(self.call.expires, UTC)
-
-    @property
-    def timelimit(self) -> tuple[float | None, float | None]:
-        """The hard and the soft time limit in seconds, as far as this call said so."""
-        return (self.call.time_limit, self.call.soft_time_limit)
-
-    @property
-    def root_id(self) -> str:
-        """The id of the task that the whole run began with."""
-        return self.call.root or self.call.id
-
-    @property
-    def parent_id(self) -> str | None:
-        """The id of the task that sent this one, or that this one follows."""
-        return self.call.parent
-
-    @property
-    def delivery_info(self) -> dict[str, Any]:
-        """Queue, priority, and whether the message had been handed out before."""
-        return {
-            "routing_key": self.queue,
-            "queue": self.queue,
-            "priority": self.priority,
-            "redelivered": self.attempt > 1,
-        }
-
-
-class Execution(msgspec.Struct):
-    """A body that is running: its request, and the ids of the tasks it has sent so far. Owned by the running thread."""
-
-    request: Request
-    children: list[str]
-
-
-running: ContextVar[Execution | None] = ContextVar("ekiden_running", default=None)
-"""The execution that the current code is part of: the only ambient state there is."""
-
-
-# Outcomes.
-
-
-class Succeeded(msgspec.Struct, frozen=True, tag=True, gc=False):
-    """The body returned; ``value`` is what, as JSON."""
-
-    value: msgspec.Raw = _NULL
-    children: tuple[str, ...] = ()
-    runtime: float | None = None
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The body raised, was ended, or its result could not be stored; there is no further try."""
-
-    failure: FailureRecord
-    children: tuple[str, ...] = ()
-    runtime: float | None = None
-
-
-class Retried(msgspec.Struct, frozen=True, tag=True):
-    """There is to be one more try at ``due`` (seconds since the epoch), with other arguments if some are given."""
-
-    due: float
-    failure: FailureRecord | None = None
-    args: list[Any] | None = None
-    kwargs: dict[str, Any] | None = None
-    children: tuple[str, ...] = ()
-    runtime: float | None = None
-
-
-class Ignored(msgspec.Struct, frozen=True, tag=True):
-    """The body raised ``Ignore``."""
-
-
-class Rejected(msgspec.Struct, frozen=True, tag=True):
-    """The body raised ``Reject``."""
-
-    reason: str
-    requeue: bool
-
-
-class Expired(msgspec.Struct, frozen=True, tag=True):
-    """Its ``expires`` passed before it was started."""
-
-
-class Revoked(msgspec.Struct, frozen=True, tag=True):
-    """It was revoked; ``terminated`` while it was running."""
-
-    terminated: bool = False
-
-
-class Unprocessable(msgspec.Struct, frozen=True, tag=True):
-    """No worker of ours can run this message: garbage, an unknown task, wrong arguments, handed out too often."""
-
-    failure: FailureRecord
-
-
-class Postponed(msgspec.Struct, frozen=True, tag=True):
-    """Not now, and no attempt of it: another worker may know better, or its turn comes later."""
-
-    delay: float
-    reason: str
-
-
-class SecondCopy(msgspec.Struct, frozen=True, tag=True):
-    """The fence said that this step has begun out of another message."""
-
-
-class AlreadyEnded(msgspec.Struct, frozen=True, tag=True):
-    """The fence said that this step's outcome is stored: ``state`` and its body."""
-
-    state: str
-    body: bytes
-
-
-Outcome = (
-    Succeeded
-    | Failed
-    | Retried
-    | Ignored
-    | Rejected
-    | Expired
-    | Revoked
-    | Unprocessable
-    | Postponed
-    | SecondCopy
-    | AlreadyEnded
-)
 
 
 # Running a body.
@@ -330,7 +160,7 @@ class _MisfitError(TaskArgumentsError):
 
 def _encoded(value: Any, policy: Policy) -> msgspec.Raw:
     if value is None:
-        return _NULL
+        return NULL
     try:
         body = encode_value(value)
     except (TypeError, ValueError) as error:
@@ -624,7 +454,7 @@ def _result(
         return None
     children = (*outcome.children, *(each.id for each in follow_ups)) if follow_ups else outcome.children
     record = OutcomeRecord(
-        value=outcome.value if isinstance(outcome, Succeeded) else _NULL,
+        value=outcome.value if isinstance(outcome, Succeeded) else NULL,
         failure=None if isinstance(outcome, Succeeded) else outcome.failure,
         task=call.task,
         args=outcome.args if isinstance(outcome, Retried) else None,

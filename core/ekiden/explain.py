@@ -24,11 +24,13 @@ from msgspec.structs import replace
 import ekiden
 from ekiden import body_process, hooks, memory, plugins, probe
 from ekiden.app import Ekiden
+from ekiden.body_frames import Run
 from ekiden.memory import MemoryBackend, MemoryConsumer, MemoryTransport
 from ekiden.message import Message
-from ekiden.options import Settings, TaskOptions, policy
+from ekiden.options import TaskOptions, policy
 from ekiden.plan import WorkerOptions
 from ekiden.results import Backend
+from ekiden.settings import Settings
 from ekiden.task import Task
 from ekiden.transport import Consumer, Transport
 from ekiden.worker import Worker
@@ -267,7 +269,7 @@ def _calls_in_a_body_process(message: Message, called_by: Noted) -> list[Noted]:
     """What a body process calls to execute ``message``: its own code, run here."""
     tracer = Tracer()
     with tracer.traced():
-        body_process.execute(probe.app, body_process.Run(message, 1, __name__, None))
+        body_process.execute(probe.app, Run(message, 1, __name__, None))
     inside = called_by.depth + 1
     return [replace(noted, thread=called_by.thread, depth=noted.depth + inside) for noted in tracer.calls]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from ekiden.execution import Outcome, Request
+from ekiden import hooks
 from ekiden.message import Delivery
 from ekiden.options import Policy
+from ekiden.outcomes import Outcome
+from ekiden.request import Request
 from ekiden.signature import Call
 from ekiden.task import Task
 
@@ -62,3 +64,9 @@ class Job:
         if self.call is None:
             return f"message {self.delivery.message.id}"
         return f"{self.call.task}[{self.call.id}]"
+
+
+def signal_revoked(work: Work, *, terminated: bool = False, expired: bool = False) -> None:
+    """Tell who listens that a call was revoked, or ``terminated`` while it ran, or had expired."""
+    if hooks.task_revoked.receivers:
+        hooks.task_revoked.send(work.task, request=work.request, terminated=terminated, expired=expired)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ekiden.execution import running
+from ekiden.request import running
 
 _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 

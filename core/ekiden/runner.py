@@ -16,12 +16,15 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from ekiden.app import Ekiden
-from ekiden.body_process import Answer, Ask, BodyProcess, Run, answer_ask
+from ekiden.body_frames import Answer, Ask, Run
+from ekiden.body_process import BodyProcess, answer_ask
 from ekiden.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
-from ekiden.execution import Execution, Outcome, Postponed, Terminated, finish, outcome_of, run, run_async
+from ekiden.execution import Terminated, finish, outcome_of, run, run_async
 from ekiden.job import Job, Work
 from ekiden.options import publishing
+from ekiden.outcomes import Outcome, Postponed
 from ekiden.pools import Alarm, ThreadBody, Watchdog
+from ekiden.request import Execution
 
 if TYPE_CHECKING:
     import asyncio

@@ -18,22 +18,11 @@ import msgspec
 from ekiden.app import Ekiden
 from ekiden.codec import OutcomeRecord, encode_outcome, failure_record, type_name
 from ekiden.errors import BackendError, BrokerRefused, EkidenError, TransportError
-from ekiden.execution import (
-    Context,
-    Failed,
-    Postponed,
-    Rejected,
-    Retried,
-    SecondCopy,
-    Succeeded,
-    Unprocessable,
-    Verdict,
-    keeps_result,
-    verdict,
-)
+from ekiden.execution import Context, Verdict, keeps_result, verdict
 from ekiden.job import Job
 from ekiden.message import Ending, Settled, SettleOutcome
 from ekiden.options import publishing
+from ekiden.outcomes import Failed, Postponed, Rejected, Retried, SecondCopy, Succeeded, Unprocessable
 from ekiden.publisher import refusal
 from ekiden.results import Backend, StoredResult
 from ekiden.states import State

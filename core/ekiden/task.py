@@ -27,11 +27,9 @@ from msgspec import UNSET, UnsetType
 from ekiden import hooks
 from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, is_readable
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
-from ekiden.execution import Request, running
 from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, Published, new_id
 from ekiden.options import (
     Publishing,
-    Settings,
     TaskOptions,
     check_priority,
     check_queue_name,
@@ -41,8 +39,10 @@ from ekiden.options import (
     unknown_call_option,
 )
 from ekiden.publisher import Publisher, refusal
+from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
 from ekiden.retry import retry_delay, tries_left
+from ekiden.settings import Settings
 from ekiden.signature import Call, Sender, Signature, seconds_until
 
 P = ParamSpec("P")

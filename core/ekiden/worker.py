@@ -21,9 +21,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -31,7 +30,8 @@ from msgspec import UNSET
 from ekiden import hooks
 from ekiden.app import Ekiden, target_of
 from ekiden.codec import decode_call, failure_record
-from ekiden.control import CONTROL_TOPIC, Revocation, read_control_message, revocations
+from ekiden.control import revocations
+from ekiden.control_listener import ControlListener
 from ekiden.errors import (
     BackendError,
     ConfigurationError,
@@ -41,19 +41,19 @@ from ekiden.errors import (
     TransportError,
     WorkerLostError,
 )
-from ekiden.execution import AlreadyEnded, Expired, Outcome, Postponed, Request, Revoked, SecondCopy, Unprocessable
-from ekiden.job import Job, Work
+from ekiden.job import Job, Work, signal_revoked
 from ekiden.message import DEAD_SUFFIX, Delivery
-from ekiden.modules import is_body_process
 from ekiden.options import Policy, check_queue_name
+from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
 from ekiden.plan import WorkerOptions
 from ekiden.ratelimit import RateLimiter
+from ekiden.request import Request
 from ekiden.results import Backend, BeginOutcome, Start
 from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
 from ekiden.task import Task
-from ekiden.transport import Consumer, Listener
+from ekiden.transport import Consumer
 
 logger = logging.getLogger("ekiden.worker")
 
@@ -148,7 +148,7 @@ class Worker:
             ended=settler.end,
             failed=self._fail,
         )
-        ears = _Ears(app, backend, self._held, runner, failed=self._fail)
+        ears = ControlListener(app, backend, self._held, runner, failed=self._fail)
         settler.start()
         runner.start()
         ears.start()
@@ -250,7 +250,7 @@ class Worker:
             logger.info("%s ends to be replaced: %s", self.name, "enough tasks" if too_many else "enough memory")
             self.stop()
 
-    def _wind_up(self, consumer: Consumer, settler: Settler, runner: Runner, ears: _Ears) -> bool:
+    def _wind_up(self, consumer: Consumer, settler: Settler, runner: Runner, ears: ControlListener) -> bool:
         hooks.worker_shutting_down.send(self.name)
         consumer.stop()
         ears.close()
@@ -411,7 +411,7 @@ class _Receiver:
         job = Job(delivery, taken=taken, call=call, work=work)
         if call.expires is not None and call.expires <= now:
             job.outcome = Expired()
-            _signal_revoked(work, expired=True)
+            signal_revoked(work, expired=True)
         elif delivery.attempt > policy.max_deliveries:
             lost = WorkerLostError(
                 f"handed out {policy.max_deliveries} times, and each time the worker that had it died before it ended"
@@ -443,7 +443,7 @@ class _Receiver:
             for job, work in jobs:
                 if work.call.id in revoked:
                     job.outcome = Revoked()
-                    _signal_revoked(work)
+                    signal_revoked(work)
         fenced = [
             (job, work) for job, work in jobs if job.outcome is None and (work.call.fenced or job.delivery.attempt > 1)
         ]
@@ -472,130 +472,6 @@ class _Receiver:
                     job.outcome = Postponed(wait, "its rate limit")
 
 
-class _Ears:
-    """The control thread: hears what apps tell workers. Lost broadcasts cost nothing but time: records decide."""
-
-    def __init__(
-        self,
-        app: Ekiden,
-        backend: Backend | None,
-        held: dict[int, Job],
-        runner: Runner,
-        *,
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        self._failed = failed
-        self._app = app
-        self._backend = backend
-        self._held = held
-        self._runner = runner
-        self._closed = False
-        self._listener: Listener | None = None
-        self._thread = threading.Thread(target=self._run, name="ekiden-control", daemon=True)
-
-    def start(self) -> None:
-        """Subscribe, and listen in the thread. Nothing to do where nothing can be revoked."""
-        if self._backend is not None and self._backend.stores:
-            self._listener = self._app.opened_transport().listen(CONTROL_TOPIC)
-            self._thread.start()
-
-    def close(self) -> None:
-        """Unsubscribe, and end the thread."""
-        self._closed = True
-        if self._listener is not None:
-            self._listener.close()
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._listen()
-        except BaseException as error:  # noqa: BLE001 - a bug of ours: the worker must end, not go on deaf
-            self._failed(error)
-
-    def _listen(self) -> None:
-        assert self._listener is not None
-        assert self._backend is not None
-        pause = threading.Event()
-        while not self._closed:
-            try:
-                for payload in self._listener.receive(60.0):
-                    message = read_control_message(payload)
-                    if message is not None and message.revoked:
-                        self._terminate(revocations(self._backend, message.revoked))
-            except (TransportError, BackendError) as error:
-                if not self._closed:
-                    logger.warning("what apps tell workers could not be heard: %s", error)
-                    pause.wait(1.0)
-
-    def _terminate(self, revoked: dict[str, Revocation]) -> None:
-        for job in list(self._held.values()):
-            if job.call is not None and job.call.id in revoked and revoked[job.call.id].terminate:
-                logger.info("%s is terminated: it was revoked", job)
-                self._runner.terminate(job)
-                if job.work is not None:
-                    _signal_revoked(job.work, terminated=True)
-
-
-class InProcessWorker:
-    """A worker in a thread of this process: ``with app.worker(): ...``. Made for tests and small programs."""
-
-    def __init__(self, app: Ekiden, **options: object) -> None:
-        self._app = app
-        app.load_tasks()
-        self.worker = Worker(app, _checked(options))
-        self._thread = threading.Thread(target=self._run, name="ekiden-worker", daemon=True)
-        self._error: BaseException | None = None
-
-    def start(self) -> Self:
-        """Start it, and return when it receives. Raises what kept it from starting."""
-        if is_body_process():
-            raise ConfigurationError(
-                "a module that starts a worker when it is imported cannot be imported by a body process, which would "
-                'start one, too: put app.worker() under if __name__ == "__main__".'
-            )
-        self._thread.start()
-        while not self.worker.ready.wait(0.05):
-            if not self._thread.is_alive():
-                break
-        if self._error is not None:
-            raise self._error
-        return self
-
-    def stop(self, *, at_once: bool = False) -> None:
-        """Stop it, and return when it has stopped. Raises what made it fail, if something did."""
-        self.worker.stop(at_once=at_once)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            self.worker.run()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that starts or stops the worker
-            self._error = error
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-def _checked(options: Mapping[str, object]) -> WorkerOptions:
-    queues = options.get("queues")
-    if isinstance(queues, str):
-        options = {**options, "queues": (queues,)}
-    try:
-        given = msgspec.structs.asdict(WorkerOptions(**options))  # type: ignore[arg-type]  # checked by the next line
-        return msgspec.convert(given, WorkerOptions)
-    except (TypeError, msgspec.ValidationError) as error:
-        raise ConfigurationError(
-            f"app.worker(): {error}; it takes {', '.join(WorkerOptions.__struct_fields__)}."
-        ) from None
-
-
 def message_time(message_id: str) -> float | None:
     """When a message was made (seconds since the epoch), as far as its id tells."""
     try:
@@ -611,8 +487,3 @@ def memory_bytes() -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0
-
-
-def _signal_revoked(work: Work, *, terminated: bool = False, expired: bool = False) -> None:
-    if hooks.task_revoked.receivers:
-        hooks.task_revoked.send(work.task, request=work.request, terminated=terminated, expired=expired)

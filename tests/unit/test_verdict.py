@@ -7,9 +7,11 @@ import msgspec
 import pytest
 from ekiden import execution
 from ekiden.codec import FailureRecord, decode_call, decode_outcome, encode_call
-from ekiden.execution import (
+from ekiden.execution import Context, Verdict, dead_letter, redriven, stored_outcome, verdict
+from ekiden.message import Delivery, Message, derived_id
+from ekiden.options import Policy, Sending, TaskOptions, policy
+from ekiden.outcomes import (
     AlreadyEnded,
-    Context,
     Expired,
     Failed,
     Ignored,
@@ -21,14 +23,8 @@ from ekiden.execution import (
     SecondCopy,
     Succeeded,
     Unprocessable,
-    Verdict,
-    dead_letter,
-    redriven,
-    stored_outcome,
-    verdict,
 )
-from ekiden.message import Delivery, Message, derived_id
-from ekiden.options import Policy, Sending, Settings, TaskOptions, policy
+from ekiden.settings import Settings
 from ekiden.signature import Call, Step
 
 NOW = 1_800_000_000.0

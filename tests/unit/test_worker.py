@@ -25,7 +25,7 @@ from ekiden.errors import (
     WorkerLostError,
 )
 from ekiden.message import Message, new_id
-from ekiden.options import Settings
+from ekiden.settings import Settings
 from ekiden.testing.plugin import StartWorker, throw_away_url
 
 from tests.working import (

@@ -10,8 +10,9 @@ import click
 
 from ekiden.errors import ConfigurationError
 from ekiden.logs import configure_logging
-from ekiden.options import ENVIRONMENT_PREFIX, Settings, check_queue_name, checked_setting
+from ekiden.options import check_queue_name
 from ekiden.plan import WorkerOptions
+from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting
 from ekiden.supervisor import Supervisor, SupervisorOptions
 
 _AT_LEAST_ONE = click.IntRange(min=1)

@@ -33,7 +33,7 @@ import pytest
 
 if TYPE_CHECKING:
     from ekiden.app import Ekiden
-    from ekiden.worker import InProcessWorker
+    from ekiden.inprocess import InProcessWorker
 
 _OPTION = "--ekiden-broker"
 _STOP_SECONDS = 15.0

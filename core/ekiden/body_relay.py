@@ -1,0 +1,216 @@
+"""The body process's end of the pipe: a transport and a backend that have the worker do what they are asked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+import msgspec
+
+from ekiden.body_frames import (
+    Answer,
+    Ask,
+    AskBroadcast,
+    AskDepth,
+    AskForget,
+    AskGet,
+    AskPublish,
+    AskPut,
+    AskRead,
+    AskScan,
+    AskWait,
+    AskWrite,
+    Begin,
+    Done,
+    PublishedAnswer,
+    Ready,
+    Run,
+    Unusable,
+    _to_body,
+    read_frame,
+    write_frame,
+)
+from ekiden.errors import (
+    BackendError,
+    BrokerRefused,
+    BrokerUnavailable,
+    EkidenError,
+    MisuseError,
+    TransportError,
+)
+from ekiden.message import Depth, Message, Published, Seen
+from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.transport import Consumer, Listener, Transport, TransportDescription
+
+if TYPE_CHECKING:
+    from ekiden.urls import BrokerURL
+
+
+_ERRORS: dict[str, type[EkidenError]] = {
+    kind.__name__: kind for kind in (BrokerUnavailable, BrokerRefused, TransportError, BackendError)
+}
+
+
+class Channel:
+    """The body's end of the pipe. One thread reads; a body's threads may ask, one at a time."""
+
+    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._asking = threading.Lock()
+        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._runs: SimpleQueue[Begin | Run] = SimpleQueue()
+
+    def read_for_ever(self) -> NoReturn:
+        """Hand on what comes in. At the end of the pipe the worker is gone, and so is this process, at once."""
+        while (body := read_frame(self._incoming)) is not None:
+            match _to_body.decode(body):
+                case Answer() as answer:
+                    self._answers.put(answer)
+                case frame:
+                    self._runs.put(frame)
+        os._exit(0)
+
+    def next_frame(self) -> Begin | Run:
+        """What to do next."""
+        return self._runs.get()
+
+    def tell(self, frame: Done | Ready | Unusable) -> None:
+        """Tell the worker how it went."""
+        with self._asking:
+            write_frame(self._outgoing, frame)
+
+    def ask(self, frame: Ask, kind: Any) -> Any:
+        """Ask the worker, and return its answer as ``kind``. Raises the error that it met."""
+        with self._asking:
+            write_frame(self._outgoing, frame)
+            answer = self._answers.get()
+        if answer.error_kind is not None:
+            raise _ERRORS.get(answer.error_kind, EkidenError)(answer.error)
+        return msgspec.json.decode(answer.value, type=kind)
+
+
+class RelayTransport(Transport):
+    """Publishes through the worker. What only a connection of one's own can do is refused."""
+
+    description = TransportDescription(
+        summary="the worker's connection, from a body process",
+        durability="the worker's broker's",
+        hand_over="the worker's broker's",
+        wake_up="none",
+        shortest_lease=0.0,
+        dead_consumer_noticed_within=0.0,
+        wakes_within=0.0,
+    )
+
+    def __init__(self, url: BrokerURL, channel: Channel) -> None:
+        self._url = url
+        self._channel = channel
+
+    def publish(self, messages: Sequence[Message]) -> list[Published]:
+        """Have the worker publish."""
+        answers = self._channel.ask(AskPublish(list(messages)), list[PublishedAnswer])
+        return [Published(each.outcome, None if each.error is None else TransportError(each.error)) for each in answers]
+
+    def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
+        """Have the worker broadcast."""
+        self._channel.ask(AskBroadcast(topic, list(payloads)), None)
+
+    def depth(self, queue: str) -> Depth:
+        """Have the worker count."""
+        found: Depth = self._channel.ask(AskDepth(queue), Depth)
+        return found
+
+    def consumer(
+        self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False
+    ) -> Consumer:
+        """Refused."""
+        raise self._refusal("consume from a queue")
+
+    def browse(self, queue: str, *, after: str | None = None, limit: int = 100) -> list[Seen]:
+        """Refused."""
+        raise self._refusal("browse a queue")
+
+    def purge(self, queue: str) -> int:
+        """Refused."""
+        raise self._refusal("purge a queue")
+
+    def listen(self, topic: str) -> Listener:
+        """Refused."""
+        raise self._refusal("listen to a topic")
+
+    def close(self) -> None:
+        """Nothing is open here."""
+
+    def forget(self) -> None:
+        """Nothing is open here."""
+
+    def _refusal(self, what: str) -> MisuseError:
+        return MisuseError(
+            f"a body process owns no connection, so it cannot {what}; open one by ekiden.connect({str(self._url)!r}), "
+            "or run the task with pool='thread'."
+        )
+
+
+class RelayBackend(Backend):
+    """Stores and reads through the worker."""
+
+    def __init__(self, url: BrokerURL, channel: Channel) -> None:
+        self._url = url
+        self._channel = channel
+
+    def put(self, results: Sequence[StoredResult]) -> list[bool]:
+        """Have the worker store."""
+        found: list[bool] = self._channel.ask(AskPut(list(results)), list[bool])
+        return found
+
+    def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
+        """Have the worker look."""
+        found: list[StoredResult | None] = self._channel.ask(AskGet(list(ids)), list[StoredResult | None])
+        return found
+
+    def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
+        """Have the worker wait."""
+        found: list[StoredResult] = self._channel.ask(AskWait(list(ids), timeout), list[StoredResult])
+        return found
+
+    def wake(self) -> None:
+        """Not needed: a wait is one question."""
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Have the worker delete."""
+        self._channel.ask(AskForget(list(ids)), None)
+
+    def begin(self, starts: Sequence[Start]) -> list[Begun]:
+        """Refused: only workers begin."""
+        raise MisuseError("only a worker asks whether a task may begin.")
+
+    def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
+        """Refused: only workers join."""
+        raise MisuseError("only a worker notes that a member has arrived.")
+
+    def read(self, keys: Sequence[str]) -> list[Record | None]:
+        """Have the worker read."""
+        found: list[Record | None] = self._channel.ask(AskRead(list(keys)), list[Record | None])
+        return found
+
+    def write(
+        self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
+    ) -> int | None:
+        """Have the worker write."""
+        found: int | None = self._channel.ask(AskWrite(key, value, expected_version, expires), int | None)
+        return found
+
+    def scan(self, prefix: str) -> list[Record]:
+        """Have the worker scan."""
+        found: list[Record] = self._channel.ask(AskScan(prefix), list[Record])
+        return found
+
+    def close(self) -> None:
+        """Nothing is open here."""
+
+    def forget_connections(self) -> None:
+        """Nothing is open here."""

@@ -1,0 +1,98 @@
+"""What can become of a delivery, as plain data, because a body may run in another process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ekiden.codec import FailureRecord
+
+NULL = msgspec.Raw(b"null")
+
+
+class Succeeded(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """The body returned; ``value`` is what, as JSON."""
+
+    value: msgspec.Raw = NULL
+    children: tuple[str, ...] = ()
+    runtime: float | None = None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The body raised, was ended, or its result could not be stored; there is no further try."""
+
+    failure: FailureRecord
+    children: tuple[str, ...] = ()
+    runtime: float | None = None
+
+
+class Retried(msgspec.Struct, frozen=True, tag=True):
+    """There is to be one more try at ``due`` (seconds since the epoch), with other arguments if some are given."""
+
+    due: float
+    failure: FailureRecord | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    children: tuple[str, ...] = ()
+    runtime: float | None = None
+
+
+class Ignored(msgspec.Struct, frozen=True, tag=True):
+    """The body raised ``Ignore``."""
+
+
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """The body raised ``Reject``."""
+
+    reason: str
+    requeue: bool
+
+
+class Expired(msgspec.Struct, frozen=True, tag=True):
+    """Its ``expires`` passed before it was started."""
+
+
+class Revoked(msgspec.Struct, frozen=True, tag=True):
+    """It was revoked; ``terminated`` while it was running."""
+
+    terminated: bool = False
+
+
+class Unprocessable(msgspec.Struct, frozen=True, tag=True):
+    """No worker of ours can run this message: garbage, an unknown task, wrong arguments, handed out too often."""
+
+    failure: FailureRecord
+
+
+class Postponed(msgspec.Struct, frozen=True, tag=True):
+    """Not now, and no attempt of it: another worker may know better, or its turn comes later."""
+
+    delay: float
+    reason: str
+
+
+class SecondCopy(msgspec.Struct, frozen=True, tag=True):
+    """The fence said that this step has begun out of another message."""
+
+
+class AlreadyEnded(msgspec.Struct, frozen=True, tag=True):
+    """The fence said that this step's outcome is stored: ``state`` and its body."""
+
+    state: str
+    body: bytes
+
+
+Outcome = (
+    Succeeded
+    | Failed
+    | Retried
+    | Ignored
+    | Rejected
+    | Expired
+    | Revoked
+    | Unprocessable
+    | Postponed
+    | SecondCopy
+    | AlreadyEnded
+)

@@ -1,0 +1,105 @@
+"""The call that is being executed, as its body sees it, and the one ambient state there is: which one that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ekiden.message import HeaderValue
+from ekiden.signature import Call
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """The call that is being executed, as the task sees it: ``self.request``. The names are Celery's.
+
+    ``called_directly`` is True where the function was simply called, outside any worker, ``is_eager`` under ``apply``.
+    """
+
+    call: Call
+    queue: str | None = None
+    priority: int | None = None
+    attempt: int = 1
+    headers: Mapping[str, HeaderValue] = {}
+    hostname: str | None = None
+    called_directly: bool = False
+    is_eager: bool = False
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.call.id
+
+    @property
+    def correlation_id(self) -> str:
+        """The task's id, as brokers' tools call it."""
+        return self.call.id
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.call.task
+
+    @property
+    def args(self) -> list[Any]:
+        """The positional arguments, as the message brought them."""
+        return list(self.call.args)
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments, as the message brought them."""
+        return dict(self.call.kwargs)
+
+    @property
+    def retries(self) -> int:
+        """How many tries came before this one."""
+        return self.call.retries
+
+    @property
+    def eta(self) -> datetime | None:
+        """When the call was due, if it was sent for later."""
+        return None if self.call.eta is None else datetime.fromtimestamp(self.call.eta, UTC)
+
+    @property
+    def expires(self) -> datetime | None:
+        """After when it would not have been started."""
+        return None if self.call.expires is None else datetime.fromtimestamp(self.call.expires, UTC)
+
+    @property
+    def timelimit(self) -> tuple[float | None, float | None]:
+        """The hard and the soft time limit in seconds, as far as this call said so."""
+        return (self.call.time_limit, self.call.soft_time_limit)
+
+    @property
+    def root_id(self) -> str:
+        """The id of the task that the whole run began with."""
+        return self.call.root or self.call.id
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the task that sent this one, or that this one follows."""
+        return self.call.parent
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        """Queue, priority, and whether the message had been handed out before."""
+        return {
+            "routing_key": self.queue,
+            "queue": self.queue,
+            "priority": self.priority,
+            "redelivered": self.attempt > 1,
+        }
+
+
+class Execution(msgspec.Struct):
+    """A body that is running: its request, and the ids of the tasks it has sent so far. Owned by the running thread."""
+
+    request: Request
+    children: list[str]
+
+
+running: ContextVar[Execution | None] = ContextVar("ekiden_running", default=None)
+"""The execution that the current code is part of: the only ambient state there is."""
