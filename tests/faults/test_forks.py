@@ -8,6 +8,7 @@ import pytest
 from tests.faults.ground import APPS, Ground
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["pool_of_processes", "pool_of_processes_apart"])
 def test_a_task_may_fork_processes_of_its_own(ground: Ground, task: str) -> None:
     worker = ground.start()

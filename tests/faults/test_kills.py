@@ -95,6 +95,7 @@ def test_a_killed_worker_process_is_replaced_and_its_messages_come_back_at_once(
     assert ground.ledger.done() == {1: 1}
 
 
+@pytest.mark.slow
 def test_when_the_supervisor_is_killed_no_process_is_left_after_one_grace(ground: Ground) -> None:
     worker = ground.start(processes=2, grace=2.0)
     results = [ground.app.send_task(name, (1,)) for name in ("gated", "gated_apart")]
@@ -147,10 +148,12 @@ def test_a_killed_body_process_fails_its_task_and_no_other(ground: Ground) -> No
     assert other.get(10) == 2
     assert lost.state == "FAILURE"
     assert "SIGKILL" in str(lost.result)
+    ground.wait_until_empty()
     assert [seen.message.headers["ekiden-dead-reason"] for seen in ground.dead()] == ["WorkerLostError"]
     assert len(worker.worker_pids()) == 1
 
 
+@pytest.mark.slow
 def test_a_task_that_asked_for_it_is_tried_again_when_its_process_dies(ground: Ground) -> None:
     ground.start()
 

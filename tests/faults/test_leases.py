@@ -36,7 +36,9 @@ def test_a_task_that_holds_the_interpreter_in_a_thread_is_named(ground: Ground) 
     assert "pool='process'" in warning
 
 
-@pytest.mark.parametrize("task", ["gated", "gated_apart", "gated_async"])
+@pytest.mark.parametrize(
+    "task", ["gated", *(pytest.param(task, marks=pytest.mark.slow) for task in ("gated_apart", "gated_async"))]
+)
 def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, task: str) -> None:
     stopped = ground.start(lease=LEASE)
     after = ground.app.signature("follow", (task,))

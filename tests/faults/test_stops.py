@@ -50,6 +50,7 @@ def test_a_second_stop_ends_at_once_and_gives_back_what_was_running(ground: Grou
     assert (ground.depth().ready, ground.depth().leased) == (8, 0)
 
 
+@pytest.mark.slow
 def test_when_the_grace_is_over_what_still_runs_is_given_back(ground: Ground) -> None:
     worker = ground.start(threads=8, grace=0.5)
     ground.send_many("gated", 6)
@@ -80,6 +81,7 @@ def test_ctrl_c_reaches_every_process_and_means_one_stop(ground: Ground) -> None
     assert not worker.said("Traceback|KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(ground: Ground) -> None:
     worker = ground.start(processes=2)
     for task in KINDS:

@@ -50,7 +50,7 @@ def test_a_body_process_that_cannot_import_the_app_fails_its_task_and_says_why(g
     eventually(result.ready, what="the task ends")
     assert result.state == "FAILURE"
     assert "not here" in str(result.result)
-    assert len(ground.dead()) == 1
+    assert len(eventually(ground.dead, what="its dead letter")) == 1
 
 
 @pytest.mark.slow

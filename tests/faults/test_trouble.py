@@ -121,6 +121,7 @@ def test_a_worker_that_stops_while_the_broker_fails_ends_in_time(ground: Ground)
     assert ground.dead() == []
 
 
+@pytest.mark.slow
 def test_a_worker_starts_when_the_broker_does(ground: Ground) -> None:
     result = ground.app.send_task("work", (1,))
 
