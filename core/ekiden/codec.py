@@ -254,6 +254,7 @@ class Parameters:
         self.signature = signature.replace(parameters=parameters)
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         self._positional_names = [p.name for p in positional]
+        self._keyword_names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         self._fewest = sum(1 for p in positional if p.default is p.empty)
         self._takes_plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
         self._kinds: dict[str, Any] | None = None
@@ -284,9 +285,10 @@ class Parameters:
             if kind is not None and type(value) is not kind:
                 changed[index] = self._converted(name, value, kind)
         if kwargs:
-            more = kinds.get("**")
+            own = self._keyword_names
+            found = {name: kinds.get(name if name in own else "**") for name in kwargs}
             kwargs = {
-                name: self._converted(name, value, kinds.get(name, more)) if name in kinds or more else value
+                name: value if found[name] is None else self._converted(name, value, found[name])
                 for name, value in kwargs.items()
             }
         return changed, kwargs
@@ -320,7 +322,7 @@ class Parameters:
     def _typed(self, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[tuple[str, Any]]:
         named = list(zip(chain(self._positional_names, repeat("*")), args, strict=False))
         if kwargs:
-            named += [(name if name in kinds or "**" not in kinds else "**", value) for name, value in kwargs.items()]
+            named += [(name if name in self._keyword_names else "**", value) for name, value in kwargs.items()]
         return [(name, value) for name, value in named if name in kinds]
 
     def _check_value(self, task_name: str, name: str, value: Any, kind: Any) -> None:
@@ -335,7 +337,7 @@ class Parameters:
 
     def _converted(self, name: str, value: Any, kind: Any) -> Any:
         try:
-            return msgspec.convert(value, kind, dec_hook=_decode_other)
+            return msgspec.convert(value, kind, dec_hook=_decode_other, str_keys=True)
         except (msgspec.ValidationError, TypeError, ValueError) as error:
             raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {error}") from error
 
