@@ -135,14 +135,14 @@ class PublishedAnswer(msgspec.Struct, frozen=True):
 ToBody = Begin | Run | Answer
 FromBody = Done | Ready | Unusable | Ask
 
-_encode = msgspec.json.Encoder().encode
-_to_body = msgspec.json.Decoder(ToBody)
-_from_body = msgspec.json.Decoder(FromBody)
+to_json = msgspec.json.Encoder().encode
+TO_BODY = msgspec.json.Decoder(ToBody)
+FROM_BODY = msgspec.json.Decoder(FromBody)
 
 
 def write_frame(stream: BinaryIO, frame: ToBody | FromBody) -> None:
     """Write one frame. Raises OSError (BrokenPipeError) when nobody reads any more."""
-    body = _encode(frame)
+    body = to_json(frame)
     stream.write(_LENGTH.pack(len(body)) + body)
     stream.flush()
 

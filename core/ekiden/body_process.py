@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, assert_never
 import msgspec
 
 from ekiden.body_frames import (
+    FROM_BODY,
     Answer,
     Ask,
     AskBroadcast,
@@ -45,9 +46,8 @@ from ekiden.body_frames import (
     Ready,
     Run,
     Unusable,
-    _encode,
-    _from_body,
     read_frame,
+    to_json,
     write_frame,
 )
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
@@ -59,6 +59,7 @@ from ekiden.errors import (
 )
 from ekiden.execution import run, run_async
 from ekiden.message import Message, Published
+from ekiden.options import Policy
 from ekiden.outcomes import Outcome
 from ekiden.plan import exit_text
 from ekiden.pools import is_users_code
@@ -67,6 +68,7 @@ from ekiden.spawning import deaf_to, end_with_parent, ignore_interrupts, obey
 
 if TYPE_CHECKING:
     from ekiden.app import Ekiden
+    from ekiden.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ class BodyProcess:
 
     def _next(self) -> FromBody | None:
         body = read_frame(self._from)
-        return None if body is None else _from_body.decode(body)
+        return None if body is None else FROM_BODY.decode(body)
 
     def _died(self) -> WorkerLostError:
         self._process.kill()
@@ -157,7 +159,7 @@ def _search_path() -> list[str]:
 def answer_ask(ask: Ask, publish: Callable[[Sequence[Message]], list[Published]], app: Ekiden) -> Answer:
     """Do for a body what it asked for, and say how that went."""
     try:
-        return Answer(msgspec.Raw(_encode(_done(ask, publish, app))))
+        return Answer(msgspec.Raw(to_json(_done(ask, publish, app))))
     except EkidenError as error:
         return Answer(error_kind=type(error).__name__, error=str(error))
 
@@ -239,9 +241,22 @@ def execute(app: Ekiden, frame: Run) -> Outcome:
     if task.is_async:
         import asyncio  # 40 ms to import, and only for tasks that are async
 
-        return asyncio.run(run_async(task, policy, request))
+        return asyncio.run(_execute_async(task, policy, request, frame.soft_time_limit))
     with SoftTimeLimit(frame.soft_time_limit):
         return run(task, policy, request)
+
+
+async def _execute_async(
+    task: Task[..., Any], policy: Policy, request: Request, soft_time_limit: float | None
+) -> Outcome:
+    from ekiden.event_loop import Interruptible
+
+    body = Interruptible()
+    body.after(soft_time_limit, body.interrupt, SoftTimeLimitExceeded())
+    try:
+        return await run_async(task, policy, request, body.run)
+    finally:
+        body.close()
 
 
 class SoftTimeLimit:
@@ -249,6 +264,7 @@ class SoftTimeLimit:
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds if hasattr(signal, "setitimer") else None
+        self._over = False
 
     def __enter__(self) -> None:
         if self._seconds is not None:
@@ -256,11 +272,13 @@ class SoftTimeLimit:
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
     def __exit__(self, *_: object) -> None:
+        self._over = True  # a signal that has come already may be handled after this
         if self._seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    @staticmethod
-    def _exceeded(_number: int, frame: FrameType | None) -> None:
+    def _exceeded(self, _number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return
         if frame is not None and is_users_code(frame):
             raise SoftTimeLimitExceeded
         signal.setitimer(signal.ITIMER_REAL, _INTERRUPT_AGAIN_SECONDS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import msgspec
 
 from ekiden.body_frames import (
+    TO_BODY,
     Answer,
     Ask,
     AskBroadcast,
@@ -29,7 +30,6 @@ from ekiden.body_frames import (
     Ready,
     Run,
     Unusable,
-    _to_body,
     read_frame,
     write_frame,
 )
@@ -67,7 +67,7 @@ class Channel:
     def read_for_ever(self) -> NoReturn:
         """Hand on what comes in. At the end of the pipe the worker is gone, and so is this process, at once."""
         while (body := read_frame(self._incoming)) is not None:
-            match _to_body.decode(body):
+            match TO_BODY.decode(body):
                 case Answer() as answer:
                     self._answers.put(answer)
                 case frame:

@@ -11,23 +11,84 @@ from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
+_CANCEL_AGAIN_SECONDS = 1.0
+
 
 class Interruptible:
-    """Awaits a coroutine, and can raise any exception in it where it awaits; asyncio can only cancel."""
+    """Awaits one coroutine, and can raise any exception in it where it awaits, or end it; asyncio can only cancel.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._coroutine = coroutine
-        self._interruption: BaseException | None = None
+    Made in the running loop, and used in its thread only. ``close`` it when the coroutine has ended, or will not run.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timers: list[asyncio.TimerHandle] = []
         self._task: asyncio.Task[Any] | None = None
+        self._interruption: BaseException | None = None
+        self._end: BaseException | None = None
+
+    async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Await ``coroutine``. Raises what it was ended with, if it was, whatever the coroutine made of that."""
+        if self._end is not None:
+            coroutine.close()
+            raise self._end
+        self._task = asyncio.current_task()
+        try:
+            value = await _Interposed(coroutine, self._instead_of)
+        except BaseException as error:
+            if self._end is not None:
+                raise self._end from error
+            raise
+        finally:
+            self._task = None
+        if self._end is not None:
+            raise self._end
+        return value
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise ``error`` in the coroutine. Called in the loop's thread."""
-        if self._task is not None and not self._task.done():
+        """Raise ``error`` in the coroutine, which may handle it."""
+        if self._task is not None and self._end is None:
             self._interruption = error
             self._task.cancel()
 
+    def end(self, error: BaseException) -> None:
+        """Cancel the coroutine and what it awaits, once more every second until it has ended."""
+        self._end = self._end or error
+        self._interruption = None
+        if self._task is not None:
+            self._task.cancel()
+            self._timers.append(self._loop.call_later(_CANCEL_AGAIN_SECONDS, self.end, error))
+
+    def after(self, seconds: float | None, action: Callable[[BaseException], None], error: BaseException) -> None:
+        """Do ``interrupt`` or ``end`` in ``seconds``, unless it was closed by then. None is never."""
+        if seconds is not None:
+            self._timers.append(self._loop.call_later(seconds, action, error))
+
+    def close(self) -> None:
+        """Interrupt nothing any more."""
+        for timer in self._timers:
+            timer.cancel()
+
+    def _instead_of(self, thrown: BaseException) -> BaseException:
+        """What the coroutine is to see of what asyncio raises in it."""
+        interruption, self._interruption = self._interruption, None
+        if interruption is None or not isinstance(thrown, asyncio.CancelledError):
+            return thrown
+        if self._task is not None:
+            self._task.uncancel()
+        return interruption
+
+
+class _Interposed:
+    """Awaits a coroutine; what is raised in it from outside passes through ``instead_of``."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], instead_of: Callable[[BaseException], BaseException]
+    ) -> None:
+        self._coroutine = coroutine
+        self._instead_of = instead_of
+
     def __await__(self) -> Generator[Any, Any, Any]:
-        self._task = asyncio.current_task()
         sent: Any = None
         error: BaseException | None = None
         while True:
@@ -40,14 +101,6 @@ class Interruptible:
                 sent = yield yielded
             except BaseException as thrown:  # noqa: BLE001 - it is thrown on into the coroutine
                 error = self._instead_of(thrown)
-
-    def _instead_of(self, thrown: BaseException) -> BaseException:
-        interruption, self._interruption = self._interruption, None
-        if interruption is None or not isinstance(thrown, asyncio.CancelledError):
-            return thrown
-        if self._task is not None:
-            self._task.uncancel()
-        return interruption
 
 
 class LoopJob(Protocol):

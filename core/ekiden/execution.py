@@ -27,7 +27,7 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
@@ -109,15 +109,24 @@ def run(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
         running.reset(token)
 
 
-async def run_async(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
-    """Await the body of an ``async def`` task, with all that belongs to it, and say what happened."""
+async def run_async(
+    task: Task[..., Any],
+    policy: Policy,
+    request: Request,
+    run_body: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]] | None = None,
+) -> Outcome:
+    """Await the body of an ``async def`` task, with all that belongs to it, and say what happened.
+
+    ``run_body`` awaits the body's coroutine, and may interrupt it.
+    """
     execution = Execution(request, [])
     token = running.set(execution)
     started = time.perf_counter()
     value: Any = None
     try:
         args, kwargs = begin(task, policy, request)
-        value = await task.function(*args, **kwargs)
+        body = task.function(*args, **kwargs)
+        value = await (body if run_body is None else run_body(body))
         outcome: Outcome = Succeeded(_encoded(value, policy))
     except BaseException as error:  # noqa: BLE001 - whatever a body raises is its outcome, CancelledError too
         outcome = outcome_of(error, policy, request, time.time())

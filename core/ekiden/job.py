@@ -36,10 +36,22 @@ class Job:
     """One delivery in hand. ``call`` is None for what could not be read, ``work`` for what is not to be run here.
 
     Made by the receiver. ``started`` (monotonic seconds) is set by whoever runs it, ``outcome`` by whoever knows it
-    first, ``given_back`` by whoever wants it released unstarted, ``lost`` and ``settled`` by the settler.
+    first, ``given_back`` by whoever wants it released unstarted, ``terminated`` by whoever wants its body ended,
+    ``lost`` and ``settled`` by the settler.
     """
 
-    __slots__ = ("call", "delivery", "given_back", "lost", "outcome", "settled", "started", "taken", "work")
+    __slots__ = (
+        "call",
+        "delivery",
+        "given_back",
+        "lost",
+        "outcome",
+        "settled",
+        "started",
+        "taken",
+        "terminated",
+        "work",
+    )
 
     def __init__(
         self,
@@ -57,6 +69,7 @@ class Job:
         self.taken = taken
         self.started: float | None = None
         self.given_back = False
+        self.terminated = False
         self.lost = False
         self.settled = False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import heapq
 import itertools
+import os
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-_OWN_DIRECTORY = str(Path(__file__).parent)
+_OWN_DIRECTORY = f"{Path(__file__).parent}{os.sep}"
+_CALLER_OF_BODIES = (f"{_OWN_DIRECTORY}execution.py", "run")
 _INTERRUPT_AGAIN_SECONDS = 0.01
 
 
@@ -67,7 +69,8 @@ class Watchdog:
         while True:
             with self._changed:
                 while not self._closed and (not self._alarms or self._alarms[0][0] > time.monotonic()):
-                    self._changed.wait(self._alarms[0][0] - time.monotonic() if self._alarms else None)
+                    until = self._alarms[0][0] - time.monotonic() if self._alarms else threading.TIMEOUT_MAX
+                    self._changed.wait(min(until, threading.TIMEOUT_MAX))
                 if self._closed:
                     return
                 _, _, alarm = heapq.heappop(self._alarms)
@@ -119,18 +122,15 @@ class ThreadBody:
 
 
 def is_users_code(top: FrameType) -> bool:
-    """Whether, from the top of the stack down, user code comes before code of ekiden; the demo counts as user code."""
+    """Whether, at the top of this stack, a body is running, and no code of ekiden that it called.
+
+    The code of ekiden that is nearest to the top must be what calls bodies: then no lock of ekiden's or of a broker's
+    client is held for it, and the task's handlers and the signals have not begun. The demo counts as user code.
+    """
     frame: FrameType | None = top
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_filename.startswith(_OWN_DIRECTORY) and not name.startswith("ekiden.demo"):
-            return False
-        if not _is_library(frame):
-            return True
+        code = frame.f_code
+        if code.co_filename.startswith(_OWN_DIRECTORY) and not frame.f_globals["__name__"].startswith("ekiden.demo"):
+            return frame is not top and (code.co_filename, code.co_name) == _CALLER_OF_BODIES
         frame = frame.f_back
     return False
-
-
-def _is_library(frame: FrameType) -> bool:
-    """Whether this frame is the standard library's: then who called it decides."""
-    return frame.f_globals.get("__name__", "").partition(".")[0] in sys.stdlib_module_names

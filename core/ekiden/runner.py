@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from ekiden.app import Ekiden
 from ekiden.body_frames import Answer, Ask, Run
 from ekiden.body_process import BodyProcess, answer_ask
-from ekiden.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from ekiden.errors import MisuseError, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from ekiden.execution import Terminated, finish, outcome_of, run, run_async
 from ekiden.job import Job, Work
 from ekiden.options import publishing
-from ekiden.outcomes import Outcome, Postponed
+from ekiden.outcomes import Outcome, Postponed, Revoked
 from ekiden.pools import Alarm, ThreadBody, Watchdog
-from ekiden.request import Execution
+from ekiden.request import Execution, running
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,6 +35,10 @@ logger = logging.getLogger("ekiden.worker")
 
 _STOP_THREADS_SECONDS = 0.5
 _NO_PROCESS_DELAY_SECONDS = 1.0
+_NO_PROCESS = (
+    "it needs a process of its own (time_limit or pool='process'), and such a process has to import the app: define "
+    "the app at the top level of a module."
+)
 
 
 class Runner:
@@ -116,7 +120,8 @@ class Runner:
         return 0 if self._loop is None else self._loop.in_hand()
 
     def terminate(self, job: Job) -> None:
-        """End a running body, as REVOKED. Nothing happens if it has ended."""
+        """End a body, as REVOKED, when it has started; or do not start it. Nothing happens if it has ended."""
+        job.terminated = True
         interrupt = self._interrupts.get(id(job))
         if interrupt is not None:
             interrupt()
@@ -129,6 +134,8 @@ class Runner:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._abandoning = True
+        for interrupt in list(self._interrupts.values()):
+            interrupt()  # another worker will soon run it again
         self._processes.close()
         if self._loop is not None:
             self._loop.close(_STOP_THREADS_SECONDS)
@@ -174,7 +181,12 @@ class Runner:
                 work.soft_time_limit, lambda: body.interrupt_until_done(self._watchdog, SoftTimeLimitExceeded, turn)
             )
         try:
+            if job.terminated:
+                return Revoked(terminated=True)
             return run(work.task, work.policy, work.request)
+        except (SoftTimeLimitExceeded, Terminated) as late:
+            # Raised while the body's last line ran, it arrived after that.
+            return outcome_of(late, work.policy, work.request, time.time())
         finally:
             body.end()
             del self._interrupts[id(job)]
@@ -184,15 +196,15 @@ class Runner:
     # Body processes.
 
     def _needs_process(self, job: Job, work: Work) -> bool:
-        if self._target is None:
-            return False
-        if job.delivery.attempt > 1:
+        if job.delivery.attempt > 1 and self._target is not None:
             return True
         return not work.task.is_async and (work.policy.pool == "process" or work.time_limit is not None)
 
     def _run_in_process(self, job: Job, work: Work) -> Outcome:
         ended_by: list[BaseException] = []
         began = time.monotonic()
+        if self._target is None:
+            return self._ended_outside(work, MisuseError(_NO_PROCESS), began)
         try:
             process = self._processes.take()
         except WorkerLostError as error:
@@ -216,6 +228,8 @@ class Runner:
         began = time.monotonic()
         frame = Run(job.delivery.message, job.delivery.attempt, self._name, work.soft_time_limit)
         try:
+            if job.terminated:
+                end(Terminated())
             outcome = process.run(frame, self._answer)
         except WorkerLostError as error:
             self._processes.drop(process)
@@ -235,8 +249,12 @@ class Runner:
         outcome = outcome_of(error, work.policy, work.request, time.time())
         if self._abandoning:
             return outcome  # nobody looks at it: the message goes back
-        runtime = time.monotonic() - began
-        return finish(work.task, Execution(work.request, []), outcome, error, runtime)
+        execution = Execution(work.request, [])
+        token = running.set(execution)
+        try:
+            return finish(work.task, execution, outcome, error, time.monotonic() - began)
+        finally:
+            running.reset(token)
 
     def _answer(self, ask: Ask) -> Answer:
         conf = self._app.conf
@@ -267,16 +285,18 @@ class Runner:
             return
         if work.policy.track_started:
             self._started(job)
-        body = Interruptible(run_async(work.task, work.policy, work.request))
+        body = Interruptible()
         loop = asyncio.get_running_loop()
-        self._interrupts[id(job)] = lambda: _call_in_loop(loop, body, Terminated())
-        alarms = _limits_in_loop(loop, body, work)
+        self._interrupts[id(job)] = lambda: _end_in_loop(loop, body)
+        if job.terminated:
+            body.end(Terminated())
+        body.after(work.soft_time_limit, body.interrupt, SoftTimeLimitExceeded())
+        body.after(work.time_limit, body.end, _limit_exceeded(work.time_limit or 0.0))
         try:
-            outcome = await body
+            outcome = await run_async(work.task, work.policy, work.request, body.run)
         finally:
             del self._interrupts[id(job)]
-            for alarm in alarms:
-                alarm.cancel()
+            body.close()
         if not self._abandoning:
             job.outcome = outcome
             self._ended(job)
@@ -296,21 +316,12 @@ class _LoopBody:
         await self._runner._run_in_loop(self.job)
 
 
-def _limits_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, work: Work) -> list[asyncio.TimerHandle]:
-    alarms = []
-    if work.soft_time_limit is not None:
-        alarms.append(loop.call_later(work.soft_time_limit, body.interrupt, SoftTimeLimitExceeded()))
-    if work.time_limit is not None:
-        alarms.append(loop.call_later(work.time_limit, body.interrupt, _limit_exceeded(work.time_limit)))
-    return alarms
-
-
 def _limit_exceeded(seconds: float) -> TimeLimitExceeded:
     return TimeLimitExceeded(f"it ran longer than its time_limit of {seconds:g} s")
 
 
-def _call_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible, error: BaseException) -> None:
-    loop.call_soon_threadsafe(body.interrupt, error)
+def _end_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible) -> None:
+    loop.call_soon_threadsafe(body.end, Terminated())
 
 
 class BodyProcesses:
