@@ -92,7 +92,6 @@ class ThreadBody:
         self._thread_id = threading.get_ident()
         self._mutex = threading.Lock()
         self._running = False
-        self._raised = False
 
     def begin(self) -> None:
         """The next body begins."""
@@ -101,12 +100,13 @@ class ThreadBody:
             self._running = True
 
     def end(self) -> None:
-        """The body has ended: nothing is raised any more, and what was raised but has not arrived is withdrawn."""
+        """The body has ended: nothing is raised any more.
+
+        What was raised before has arrived by now, with the call of this function at the latest. Nothing is withdrawn
+        (``SetAsyncExc(None)``): that leaves Python 3.11 looking for it for ever, and hanging as soon as it traces.
+        """
         with self._mutex:
             self._running = False
-            if self._raised:
-                self._raised = False
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
 
     def interrupt_until_done(self, watchdog: Watchdog, kind: type[BaseException], turn: int) -> None:
         """Raise ``kind`` in that body, trying again while code of ekiden is on top. Nothing if it has ended."""
@@ -115,7 +115,6 @@ class ThreadBody:
                 return
             frame = sys._current_frames().get(self._thread_id)
             if frame is not None and is_users_code(frame):
-                self._raised = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(kind))
                 return
         watchdog.after(_INTERRUPT_AGAIN_SECONDS, lambda: self.interrupt_until_done(watchdog, kind, turn))
