@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, overload
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ class Signal:
     def __repr__(self) -> str:
         return f"<Signal {self.name}({', '.join(self.fields)})>"
 
-    def connect(self, receiver: AnyReceiver | None = None, sender: Any = None) -> Any:
+    @overload
+    def connect(self, receiver: AnyReceiver, sender: Any = None) -> AnyReceiver: ...
+    @overload
+    def connect(self, receiver: None = None, sender: Any = None) -> Callable[[AnyReceiver], AnyReceiver]: ...
+    def connect(self, receiver: Any = None, sender: Any = None) -> Any:
         """Call ``receiver`` from now on, for one ``sender`` or (None) for all. Also a decorator."""
         if receiver is None:
             return lambda function: self.connect(function, sender)

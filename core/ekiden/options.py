@@ -131,7 +131,7 @@ _EXCEPTION_OPTIONS = {"autoretry_for", "dont_autoretry_for", "throws"}
 
 
 def _exception_classes(task_name: str, option: str, given: object) -> tuple[type[BaseException], ...]:
-    classes = tuple(given) if isinstance(given, tuple | list | set | frozenset) else (given,)
+    classes: tuple[Any, ...] = tuple(given) if isinstance(given, tuple | list | set | frozenset) else (given,)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise ConfigurationError(f"task {task_name}: {option} takes exception classes, not {each!r}.")
