@@ -1,15 +1,36 @@
 """The SQLite transport and backend keep the contracts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ekiden.testing.conformance import BackendConformance, LeaseExpiryConformance, TransportConformance
+from ekiden.plugins import open_transport
+from ekiden.testing.conformance import (
+    BackendConformance,
+    BackendProcessConformance,
+    LeaseExpiryConformance,
+    LostWakeUpConformance,
+    ProcessConformance,
+    TransportConformance,
+)
+from ekiden.transport import Transport
 
 
-class TestSQLiteTransport(TransportConformance, LeaseExpiryConformance):
+class TestSQLiteTransport(TransportConformance, LeaseExpiryConformance, ProcessConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/tasks.db"
+
+
+class TestSQLiteTransportThatMissesABell(LostWakeUpConformance):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/tasks.db"
+
+    @pytest.fixture
+    def silent_publisher(self, url: str) -> Iterator[Transport]:
+        with open_transport(f"{url}?wake=poll") as transport:
+            yield transport
 
 
 class TestSQLiteTransportThatPolls(TransportConformance, LeaseExpiryConformance):
@@ -18,7 +39,7 @@ class TestSQLiteTransportThatPolls(TransportConformance, LeaseExpiryConformance)
         return f"sqlite:///{tmp_path}/tasks.db?wake=poll"
 
 
-class TestSQLiteBackend(BackendConformance):
+class TestSQLiteBackend(BackendConformance, BackendProcessConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/results.db"
