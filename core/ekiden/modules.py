@@ -13,6 +13,9 @@ from typing import Any
 from ekiden.errors import ConfigurationError
 
 
+_OWN_DIRECTORY = str(Path(__file__).parent)
+
+
 def import_module(name: str, wanted_by: str) -> ModuleType:
     """Import a module. Raises ConfigurationError in one sentence that says what went wrong, and where."""
     try:
@@ -31,8 +34,10 @@ def _import_failed(name: str, wanted_by: str, error: BaseException) -> Configura
     place = ""
     frames = error.__traceback__
     while frames is not None:
-        if "importlib" not in frames.tb_frame.f_code.co_filename and frames.tb_frame.f_code.co_filename != __file__:
-            place = f" ({frames.tb_frame.f_code.co_filename}:{frames.tb_lineno})"
+        # The last line of the user's own: what it called of Python's or of ours says less.
+        file = frames.tb_frame.f_code.co_filename
+        if "importlib" not in file and not file.startswith(_OWN_DIRECTORY):
+            place = f" ({file}:{frames.tb_lineno})"
         frames = frames.tb_next
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}:{error.lineno})"

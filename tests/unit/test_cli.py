@@ -383,3 +383,15 @@ def test_the_help_of_each_command_shows_it_at_work(path: str) -> None:
 
     assert shown.exit_code == 0
     assert f"\n  {path}" in shown.output
+
+
+def test_a_setting_that_does_not_exist_is_told_with_the_line_of_the_users_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mistaken.py").write_text('from ekiden import Ekiden\n\napp = Ekiden("x", task_serializer="pickle")\n')
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(ekiden, ["queues", "mistaken:app"])
+
+    assert result.exit_code != 0
+    assert f"({tmp_path / 'mistaken.py'}:3)" in result.stderr
