@@ -12,7 +12,6 @@ from typing import Any
 
 from ekiden.errors import ConfigurationError
 
-
 _OWN_DIRECTORY = str(Path(__file__).parent)
 
 
