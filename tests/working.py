@@ -45,7 +45,7 @@ def wait_until_settled(app: Ekiden, queue: str = "default") -> None:
 
 def dead_letters(app: Ekiden, queue: str = "default") -> list[Message]:
     """What is in ``<queue>.dead``."""
-    return [seen.message for seen in app.transport.browse(f"{queue}.dead", limit=1000)]
+    return [seen.message for seen in app.transport.browse(f"{queue}.dead", limit=100_000)]
 
 
 def the_dead_letter(app: Ekiden, queue: str = "default") -> Message:

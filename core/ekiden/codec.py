@@ -88,9 +88,12 @@ def decode_call(body: bytes, headers: Mapping[str, Any]) -> Call:
     if content_type is not None and content_type != JSON_CONTENT_TYPE:
         raise MessageError(f"its content type is {content_type!r}, and this worker accepts {JSON_CONTENT_TYPE} only")
     try:
-        return _call_decoder.decode(body)
+        call = _call_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _undecodable(body, error) from error
+    if "\0" in call.id:
+        raise MessageError("its task's id holds a zero byte, which no result can be stored under")
+    return call
 
 
 def _undecodable(body: bytes, error: Exception) -> MessageError:

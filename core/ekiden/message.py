@@ -160,8 +160,8 @@ def unsendable(message: Message) -> str | None:
         return f"a queue's name has 1 to {MAX_QUEUE_NAME_LENGTH} characters, this one {len(message.queue)}"
     if not message.queue.isprintable():
         return "a queue's name has printable characters only"
-    if not message.id:
-        return "its id is empty"
+    if not message.id or "\0" in message.id:
+        return "its id is empty or holds a zero byte"
     if type(message.body) is not bytes:
         return f"its body is {type(message.body).__name__}, not bytes"
     if not LOWEST_PRIORITY <= message.priority <= HIGHEST_PRIORITY:

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from ekiden.errors import MisuseError
 from ekiden.message import HeaderValue
+from ekiden.options import PositiveSeconds, Priority
 
 if TYPE_CHECKING:
     from ekiden.results import AsyncResult
 
 FORMAT_VERSION = 1
+
+Retries = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""Every result store can hold it."""
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,13 +41,13 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     kwargs: dict[str, Any] = {}
     task_id: str | None = None
     queue: str | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     countdown: float | None = None
     expires: float | None = None
     headers: dict[str, HeaderValue] = {}
     ignore_result: bool | None = None
-    time_limit: float | None = None
-    soft_time_limit: float | None = None
+    time_limit: PositiveSeconds | None = None
+    soft_time_limit: PositiveSeconds | None = None
     immutable: bool = False
     on_success: tuple[Step, ...] = ()
     on_error: tuple[Step, ...] = ()
@@ -61,7 +66,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
     sent: float
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
-    retries: int = 0
+    retries: Retries = 0
     eta: float | None = None
     expires: float | None = None
     root: str | None = None
@@ -69,8 +74,8 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
     on_success: tuple[Step, ...] = ()
     on_error: tuple[Step, ...] = ()
     ignore_result: bool | None = None
-    time_limit: float | None = None
-    soft_time_limit: float | None = None
+    time_limit: PositiveSeconds | None = None
+    soft_time_limit: PositiveSeconds | None = None
     fenced: bool = False
 
 

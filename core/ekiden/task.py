@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -19,16 +20,17 @@ from copy import copy
 from datetime import datetime
 from itertools import islice
 from types import MethodType
-from typing import Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from ekiden import hooks
 from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, is_readable
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
 from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, Published, new_id
 from ekiden.options import (
+    PositiveSeconds,
     Publishing,
     TaskOptions,
     check_priority,
@@ -249,6 +251,8 @@ class Task(Generic[P, R]):
         match call:
             case tuple() | list():
                 return self._message(app, call, {}, shared)
+            case Signature() if call.task != self.name:
+                raise TaskArgumentsError(f"{self.name}.enqueue_many() sends its own calls, not one of {call.task}.")
             case Signature():
                 return self._message(app, call.args, call.kwargs, call_options(self.name, options_of(call)))
             case Mapping():
@@ -448,6 +452,46 @@ def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
     return CallOptions(**given)
 
 
+_NOTHING_SAID = CallOptions()
+_LONGEST_TASK_ID = 200
+
+
+class _CallOptionTypes(msgspec.Struct):
+    """What kind of value each option of a call must have; the others are checked one by one."""
+
+    countdown: float | None
+    eta: datetime | None
+    expires: float | datetime | None
+    queue: str | None
+    task_id: Annotated[str, Meta(min_length=1, max_length=_LONGEST_TASK_ID)] | None
+    ignore_result: bool | None
+    time_limit: PositiveSeconds | None
+    soft_time_limit: PositiveSeconds | None
+    retry: bool | None
+    publish_timeout: PositiveSeconds | None
+
+
+def check_call_options(task_name: str, options: CallOptions) -> None:
+    """Raise for a value that an option cannot have, in its own words or those of the option's check."""
+    try:
+        msgspec.convert(options, _CallOptionTypes, from_attributes=True, builtin_types=(datetime,))
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{task_name}: an option of the call does not fit: {error}.") from error
+    for name, seconds in (("countdown", options.countdown), ("expires", options.expires)):
+        if isinstance(seconds, float) and not math.isfinite(seconds):
+            raise ConfigurationError(f"{task_name}: {name} cannot be {seconds}; it is a number of seconds.")
+    if options.task_id is not None and not options.task_id.isprintable():
+        raise ConfigurationError(f"{task_name}: the task_id {options.task_id!r} has characters that cannot be printed.")
+    if options.queue is not None:
+        check_queue_name(options.queue)
+    if options.priority is not None:
+        check_priority(options.priority)
+    if options.headers:
+        _check_headers(task_name, options.headers)
+    _check_links(options.link)
+    _check_links(options.link_error)
+
+
 def options_of(signature: Signature) -> dict[str, Any]:
     """The options of ``apply_async`` that a signature stands for, what follows it included."""
     options = dict(signature.options)
@@ -466,6 +510,8 @@ def compose(
     options: CallOptions,
 ) -> Message:
     """The message of one call: options merged, ids given, arguments encoded. Raises what is wrong with any of them."""
+    if options != _NOTHING_SAID:
+        check_call_options(task_name, options)
     now = time.time()
     sending = merge(conf, task_name, declared, options.queue, options.priority)
     task_id = options.task_id or new_id()
@@ -491,15 +537,11 @@ def compose(
         time_limit=options.time_limit,
         soft_time_limit=options.soft_time_limit,
     )
-    if options.queue is not None:
-        check_queue_name(options.queue)
-    if options.priority is not None:
-        check_priority(options.priority)
     return Message(
         task_id,
         sending.queue,
         encode_call(call),
-        _headers(task_name, options.headers) if options.headers else {},
+        dict(options.headers) if options.headers else {},
         sending.priority,
         due,
     )
@@ -550,23 +592,27 @@ def _signal(signal: hooks.Signal, message: Message) -> None:
     )
 
 
-def _steps(link: Signature | Sequence[Signature], now: float) -> tuple[Any, ...]:
-    signatures = (link,) if isinstance(link, Signature) else tuple(link)
-    for each in signatures:
+def _check_links(link: Signature | Sequence[Signature]) -> None:
+    for each in (link,) if isinstance(link, Signature) else link:
         if not isinstance(each, Signature):
             raise MisuseError(f"link takes signatures, such as add.s(1), not {each!r}.")
-    return tuple(each.step(now) for each in signatures)
+        check_call_options(each.task, call_options(each.task, each.options))
+        _check_links(each.on_success)
+        _check_links(each.on_error)
 
 
-def _headers(task_name: str, headers: Mapping[str, HeaderValue]) -> dict[str, HeaderValue]:
+def _steps(link: Signature | Sequence[Signature], now: float) -> tuple[Any, ...]:
+    return tuple(each.step(now) for each in ((link,) if isinstance(link, Signature) else link))
+
+
+def _check_headers(task_name: str, headers: Mapping[Any, Any]) -> None:
     for name, value in headers.items():
-        if not isinstance(value, str | int | float | bool | None):
+        if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
             raise TaskArgumentsError(
                 f"{task_name}: the header {name!r} cannot carry {value!r}; headers are text, numbers, booleans or None."
             )
         if name.startswith(RESERVED_HEADER_PREFIX) or name == "content-type":
             raise TaskArgumentsError(f"{task_name}: the header {name!r} is ekiden's own; choose another name.")
-    return dict(headers)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -97,6 +97,7 @@ def test_an_ordinary_message_is_sendable(message: Message) -> None:
         (Message("id", "line\nbreak", b""), "printable"),
         (Message("id", "half a \ud800 character", b""), "printable"),
         (Message("", "queue", b""), "id is empty"),
+        (Message("a\0b", "queue", b""), "zero byte"),
         (Message("id", "queue", "text"), "str, not bytes"),  # type: ignore[arg-type]
         (Message("id", "queue", bytearray(b"x")), "bytearray, not bytes"),  # type: ignore[arg-type]
         (Message("id", "queue", b"", {}, 10), "0 to 9, this one is 10"),
