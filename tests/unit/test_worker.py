@@ -859,16 +859,16 @@ def test_signals_tell_a_tasks_story(
     def story(self: Task[..., Any]) -> None:
         self.retry(exc=KeyError("x"), countdown=0)
 
-    worker = ekiden_worker()
     result = story.delay()
+    worker = ekiden_worker()
     with pytest.raises(KeyError):
         result.get(PATIENCE)
     worker.stop()
 
     assert [name for name, _ in heard] == [
-        "worker_ready",
         "before_task_publish",
         "after_task_publish",
+        "worker_ready",
         "task_prerun",
         "task_retry",
         "task_postrun",
@@ -880,8 +880,8 @@ def test_signals_tell_a_tasks_story(
     for name, fields in heard:
         signal: signals.Signal = getattr(signals, name)
         assert set(fields) - {"sender"} == set(signal.fields), name
-    assert heard[0][1]["sender"] == worker.worker.name
-    assert heard[1][1]["sender"] == story.name
+    assert heard[0][1]["sender"] == story.name
+    assert heard[2][1]["sender"] == worker.worker.name
     assert heard[3][1]["sender"] is story
 
 
