@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import psutil
+from ekiden import Ekiden
 from ekiden_tasks import add, directory, noop, stored
 
 
@@ -68,6 +69,36 @@ def main() -> None:
     print("start_to_first_result_s", time.perf_counter() - began)
     idle(worker)
     stop(worker)
+    print("memory_round_trip_p50_ms", median(round_trips_in_memory()))
+    print("import_ms_beyond_bare_python", 1e3 * (seconds_of("import ekiden") - seconds_of("pass")))
+
+
+def round_trips_in_memory() -> list[float]:
+    """Milliseconds of each of 500 calls, sent, run and awaited in this process."""
+    local = Ekiden("local", broker="memory://")
+    trips = []
+
+    @local.task
+    def add_here(x: int, y: int) -> int:
+        return x + y
+
+    with local, local.worker():
+        for _ in range(500):
+            sent = time.perf_counter()
+            add_here.delay(1, 2).get(10)
+            trips.append((time.perf_counter() - sent) * 1e3)
+    return trips
+
+
+def seconds_of(program: str) -> float:
+    """The shortest of ten runs of an interpreter, in seconds."""
+    return min(_run(program) for _ in range(10))
+
+
+def _run(program: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], check=True)
+    return time.perf_counter() - began
 
 
 def idle(worker: subprocess.Popen[bytes]) -> None:
