@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
-from ekiden.errors import BackendError, MisuseError
+from ekiden.errors import MisuseError
 from ekiden.message import Message, Published
 from ekiden.options import Publishing
 from ekiden.results import Backend, StoredResult
 
+_FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 
 
@@ -163,22 +164,27 @@ class WaitingThread:
         with self._mutex:
             self._closed = True
             self._wanted.set()
-        self._backend.wake()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._backend.wake()
+            self._thread.join(_FIRST_WAIT)
 
     def _run(self) -> None:
+        ids: list[str] = []
+        wait = _FIRST_WAIT
         while True:
             self._wanted.wait()
             with self._mutex:
                 if self._closed:
                     break
-                ids = list(self._callbacks)
+                known, ids = ids, list(self._callbacks)
                 if not ids:
                     self._wanted.clear()
                     continue
+            # Whoever asks between here and the backend's wait wakes nobody, and then waits for as long as this.
+            wait = min(wait * 2, _LONGEST_WAIT) if ids == known else _FIRST_WAIT
             try:
-                results = self._backend.wait(ids, _LONGEST_WAIT)
-            except BackendError as error:
+                results = self._backend.wait(ids, wait)
+            except Exception as error:  # noqa: BLE001 - it travels to everyone who awaits, whatever it is
                 self._finish_all(error)
                 continue
             for result in results:

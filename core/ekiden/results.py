@@ -6,6 +6,7 @@ for each. The conformance kit (``ekiden.testing.conformance``) checks what the d
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,6 +24,8 @@ from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
     from ekiden.urls import BrokerURL
+
+logger = logging.getLogger(__name__)
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -326,12 +329,18 @@ class AsyncResult(Generic[R_co]):
         return value
 
     def then(self, callback: Callable[[AsyncResult[R_co]], object]) -> AsyncResult[R_co]:
-        """Call ``callback(self)`` once it is ready, in the thread that waits for results; quick callbacks only."""
+        """Call ``callback(self)`` once it is ready, in the thread that waits for results; quick callbacks only.
+
+        A callback that fails is logged: the thread waits for others, too, and nobody is there to be told.
+        """
 
         def finish(stored: StoredResult | None, _error: Exception | None) -> None:
             if stored is not None:
                 self._final = stored
-                callback(self)
+                try:
+                    callback(self)
+                except Exception:
+                    logger.exception("%s: the callback %r failed", self.id, callback)
 
         self._source.waiting_thread().call_when_final(self.id, finish)
         return self
@@ -394,7 +403,10 @@ class AsyncResult(Generic[R_co]):
         if record.failure is not None and stored.state in EXCEPTION_STATES:
             return rebuild_exception(record.failure)
         kind = self._source.return_kind(record.task) if stored.state == State.SUCCESS else Any
-        return decode_value(record.value, kind)
+        try:
+            return decode_value(record.value, kind)
+        except (TypeError, ValueError):
+            return decode_value(record.value)  # a function may return what its annotation does not say
 
     def _returned(self, stored: StoredResult, propagate: bool) -> Any:
         value = self._value_of(stored)

@@ -1,0 +1,253 @@
+"""Many callers' messages in few publishes, each caller with its own answer, deadline and error."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
+from ekiden.memory import MemoryTransport
+from ekiden.message import Message, Published, PublishOutcome, new_id
+from ekiden.options import publishing
+from ekiden.publisher import Publisher, refusal
+from ekiden.settings import Settings
+from ekiden.urls import parse_url
+
+from tests.working import PATIENCE, eventually
+
+HOW = publishing(Settings(), timeout=PATIENCE)
+
+
+class GatedTransport(MemoryTransport):
+    """A memory broker whose publishes can be held up, and made to fail."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(parse_url(url))
+        self.batches: list[list[str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failures: list[BaseException] = []
+
+    def publish(self, messages: Sequence[Message]) -> list[Published]:
+        self.batches.append([message.id for message in messages])
+        assert self.gate.wait(PATIENCE)
+        if self.failures:
+            raise self.failures.pop(0)
+        return super().publish(messages)
+
+
+@pytest.fixture
+def transport() -> Iterator[GatedTransport]:
+    with GatedTransport(f"memory://{new_id()}") as transport:
+        yield transport
+
+
+@pytest.fixture
+def publisher(transport: GatedTransport) -> Iterator[Publisher]:
+    publisher = Publisher(lambda: transport)
+    yield publisher
+    publisher.close()
+
+
+def message(name: str, **fields: Any) -> Message:
+    return Message(name, "queue", b"", **fields)
+
+
+class Callers:
+    """Threads that publish one message each, and what came of it."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self.answers: dict[str, Any] = {}
+        self.threads: list[threading.Thread] = []
+
+    def start(self, sent: Message, how: Any = HOW) -> None:
+        def publish() -> None:
+            try:
+                self.answers[sent.id] = self._publisher.publish([sent], how)[0].outcome
+            except BaseException as error:  # noqa: BLE001 - that is what the test asks for
+                self.answers[sent.id] = error
+
+        self.threads.append(threading.Thread(target=publish))
+        self.threads[-1].start()
+
+    def join(self) -> dict[str, Any]:
+        for thread in self.threads:
+            thread.join(PATIENCE)
+        return self.answers
+
+
+def hold_up(transport: GatedTransport, callers: Callers, *waiting: Message) -> None:
+    """Have one caller held up in the broker, and the others wait for it."""
+    transport.gate.clear()
+    callers.start(message("first"))
+    eventually(lambda: transport.batches, what="the first is publishing")
+    for each in waiting:
+        callers.start(each)
+    publisher = callers._publisher
+    eventually(lambda: len(publisher._waiting) == len(waiting), what="the others wait")
+
+
+def test_one_publish_takes_along_everybody_who_waits(transport: GatedTransport, publisher: Publisher) -> None:
+    callers = Callers(publisher)
+    hold_up(transport, callers, *(message(name) for name in "abcde"))
+
+    transport.gate.set()
+
+    assert set(callers.join().values()) == {PublishOutcome.STORED}
+    assert [sorted(batch) for batch in transport.batches] == [["first"], ["a", "b", "c", "d", "e"]]
+
+
+def test_each_caller_gets_its_own_answer_only(transport: GatedTransport, publisher: Publisher) -> None:
+    callers = Callers(publisher)
+    transport.publish([message("known")])
+    transport.batches.clear()
+    hold_up(transport, callers, message("fine"), message("bad", priority=99), message("known"))
+
+    transport.gate.set()
+
+    assert callers.join() == {
+        "first": PublishOutcome.STORED,
+        "fine": PublishOutcome.STORED,
+        "bad": PublishOutcome.FAILED,
+        "known": PublishOutcome.DUPLICATE,
+    }
+
+
+def test_an_error_of_the_broker_reaches_all_that_it_meets_each_with_its_own(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    callers = Callers(publisher)
+    hold_up(transport, callers, message("a"), message("b"))
+    transport.failures = [BrokerRefused("one"), BrokerRefused("two")]
+
+    transport.gate.set()
+
+    answers = callers.join()
+    assert (str(answers["first"]), str(answers["a"]), str(answers["b"])) == ("one", "two", "two")
+    assert answers["a"] is not answers["b"]
+
+
+def test_when_the_one_who_publishes_is_interrupted_the_next_takes_over(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    callers = Callers(publisher)
+    hold_up(transport, callers, message("a"), message("b"))
+    transport.failures = [KeyboardInterrupt(), KeyboardInterrupt()]
+
+    transport.gate.set()
+
+    answers = callers.join()
+    outcomes = sorted(str(answers[name]) for name in ("a", "b"))
+    assert isinstance(answers["first"], KeyboardInterrupt)
+    assert outcomes == ["", "PublishOutcome.STORED"]
+
+
+def test_waiting_for_others_ends_at_ones_own_deadline(transport: GatedTransport, publisher: Publisher) -> None:
+    callers = Callers(publisher)
+    hold_up(transport, callers)
+    began = time.monotonic()
+
+    with pytest.raises(BrokerUnavailable, match=r"within 0\.1 s"):
+        publisher.publish([message("impatient")], publishing(Settings(), timeout=0.1))
+
+    assert time.monotonic() - began < 5
+    transport.gate.set()
+    callers.join()
+    assert transport.batches == [["first"]]
+
+
+def test_a_broker_that_is_away_is_asked_again(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.failures = [BrokerUnavailable("away"), BrokerUnavailable("still away")]
+
+    (answer,) = publisher.publish([message("a")], HOW)
+
+    assert answer.outcome is PublishOutcome.STORED
+    assert len(transport.batches) == 3
+
+
+def test_it_is_not_asked_again_if_nobody_wants_that(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.failures = [BrokerUnavailable("away")]
+
+    with pytest.raises(BrokerUnavailable):
+        publisher.publish([message("a")], publishing(Settings(), retry=False))
+    assert len(transport.batches) == 1
+
+
+def test_a_refusal_is_not_asked_about_again(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.failures = [BrokerRefused("never")]
+
+    with pytest.raises(BrokerRefused):
+        publisher.publish([message("a")], HOW)
+    assert len(transport.batches) == 1
+
+
+def test_a_broker_that_stays_away_is_given_up_in_time(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.failures = [BrokerUnavailable("away")] * 1000
+    began = time.monotonic()
+
+    with pytest.raises(BrokerUnavailable):
+        publisher.publish([message("a")], publishing(Settings(), timeout=0.5))
+    assert time.monotonic() - began < 5
+
+
+def test_what_was_held_when_the_process_forked_holds_nobody_up_in_the_child(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    callers = Callers(publisher)
+    hold_up(transport, callers, message("a"))
+    in_child = Publisher(lambda: transport)
+    in_child._leading, in_child._mutex, in_child._waiting = publisher._leading, publisher._mutex, publisher._waiting
+
+    in_child.forget()
+    transport.gate.set()
+    (answer,) = in_child.publish([message("child")], publishing(Settings(), timeout=5))
+
+    assert answer.outcome is PublishOutcome.STORED
+    callers.join()
+
+
+def test_async_callers_go_out_together(transport: GatedTransport, publisher: Publisher) -> None:
+    async def main() -> list[list[Published]]:
+        return await asyncio.gather(*(publisher.publish_async([message(str(n))], HOW) for n in range(200)))
+
+    answers = asyncio.run(main())
+
+    assert {answer.outcome for each in answers for answer in each} == {PublishOutcome.STORED}
+    assert len(transport.batches) < 100
+
+
+def test_async_callers_are_told_the_error(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.failures = [BrokerRefused("never")]
+
+    with pytest.raises(BrokerRefused):
+        asyncio.run(publisher.publish_async([message("a")], HOW))
+
+
+def test_closing_publishes_what_was_given_before_and_leaves_no_thread(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    asyncio.run(publisher.publish_async([message("a")], HOW))
+
+    publisher.close()
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "ekiden-async-publisher"]
+    assert asyncio.run(publisher.publish_async([message("b")], HOW))[0].outcome is PublishOutcome.STORED
+
+
+ANSWERS: list[tuple[Exception | None, Callable[[TransportError | None], bool]]] = [
+    (None, lambda found: found is None),
+    (BrokerRefused("no"), lambda found: isinstance(found, BrokerRefused)),
+    (ValueError("odd"), lambda found: type(found) is TransportError and "odd" in str(found)),
+]
+
+
+@pytest.mark.parametrize(("error", "expected"), ANSWERS, ids=["none", "transport", "other"])
+def test_the_first_refusal_is_one_that_may_be_raised(
+    error: Exception | None, expected: Callable[[TransportError | None], bool]
+) -> None:
+    answer = Published(PublishOutcome.STORED if error is None else PublishOutcome.FAILED, error)
+
+    assert expected(refusal([message("a"), message("b")], [Published(PublishOutcome.STORED), answer]))
