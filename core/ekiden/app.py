@@ -39,14 +39,14 @@ from ekiden.modules import (
     public_values,
     real_module_name,
 )
-from ekiden.options import Policy, Sending, merge, policy, read_route
+from ekiden.options import Policy, Sending, call_options, merge, policy, read_route
 from ekiden.publisher import Publisher
 from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, StoredResult
 from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, translated_setting
 from ekiden.signature import Signature
 from ekiden.states import State
-from ekiden.task import Task, TaskApp, call_options, compose, options_of, send
+from ekiden.task import Task, TaskApp, compose, options_of, send
 from ekiden.taskset import TaskSet, shared_task
 from ekiden.transport import Transport
 from ekiden.urls import BrokerURL, parse_url

@@ -226,7 +226,11 @@ def rebuild_exception(record: FailureRecord) -> BaseException:
         try:
             return kind(*record.args)
         except Exception:  # noqa: BLE001 - a constructor of the user's may want other arguments; TaskError tells it all
-            pass
+            return _task_error(record)
+    return _task_error(record)
+
+
+def _task_error(record: FailureRecord) -> TaskError:
     return TaskError(record.message or record.type, type_name=record.type, traceback_text=record.traceback)
 
 

@@ -12,18 +12,21 @@ import fnmatch
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ekiden.errors import ConfigurationError
+from ekiden.errors import ConfigurationError, TaskArgumentsError
 from ekiden.message import (
     DEAD_SUFFIX,
     HIGHEST_PRIORITY,
     LOWEST_PRIORITY,
     MAX_QUEUE_NAME_LENGTH,
     REPLY_PREFIX,
+    RESERVED_HEADER_PREFIX,
+    HeaderValue,
 )
 
 if TYPE_CHECKING:
@@ -157,6 +160,90 @@ _CALL_INSTEAD = {
     "mandatory": "queues come to be when first used; leave it out",
     "max_retries": "write it where the task is declared",
 }
+
+
+class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``apply_async`` says of one call; its docstring tells what each means."""
+
+    countdown: float | None = None
+    eta: datetime | None = None
+    expires: float | datetime | None = None
+    queue: str | None = None
+    priority: int | None = None
+    task_id: str | None = None
+    headers: Mapping[str, HeaderValue] | None = None
+    link: Any = ()
+    link_error: Any = ()
+    ignore_result: bool | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    retry: bool | None = None
+    retry_policy: Mapping[str, Any] | None = None
+    publish_timeout: float | None = None
+
+    def chosen_ids(self) -> tuple[str, ...]:
+        """The task id, if it is one of the user's own."""
+        return () if self.task_id is None else (self.task_id,)
+
+    def publishing(self, settings: Settings) -> Publishing:
+        """How this call is published."""
+        return publishing(settings, timeout=self.publish_timeout, retry=self.retry, retry_policy=self.retry_policy)
+
+
+def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
+    """Check the names of options. Raises ConfigurationError naming the unknown one."""
+    for name in given:
+        if name not in CallOptions.__struct_fields__:
+            raise unknown_call_option(task_name, name, CallOptions.__struct_fields__)
+    return CallOptions(**given)
+
+
+NOTHING_SAID = CallOptions()
+_LONGEST_TASK_ID = 200
+
+
+class _CallOptionTypes(msgspec.Struct):
+    """What kind of value each option of a call must have; the others are checked one by one."""
+
+    countdown: float | None
+    eta: datetime | None
+    expires: float | datetime | None
+    queue: str | None
+    task_id: Annotated[str, Meta(min_length=1, max_length=_LONGEST_TASK_ID)] | None
+    ignore_result: bool | None
+    time_limit: PositiveSeconds | None
+    soft_time_limit: PositiveSeconds | None
+    retry: bool | None
+    publish_timeout: PositiveSeconds | None
+
+
+def check_call_options(task_name: str, options: CallOptions) -> None:
+    """Raise for a value that an option cannot have, in its own words or those of the option's check."""
+    try:
+        msgspec.convert(options, _CallOptionTypes, from_attributes=True, builtin_types=(datetime,))
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{task_name}: an option of the call does not fit: {error}.") from error
+    for name, seconds in (("countdown", options.countdown), ("expires", options.expires)):
+        if isinstance(seconds, float) and not math.isfinite(seconds):
+            raise ConfigurationError(f"{task_name}: {name} cannot be {seconds}; it is a number of seconds.")
+    if options.task_id is not None and not options.task_id.isprintable():
+        raise ConfigurationError(f"{task_name}: the task_id {options.task_id!r} has characters that cannot be printed.")
+    if options.queue is not None:
+        check_queue_name(options.queue)
+    if options.priority is not None:
+        check_priority(options.priority)
+    if options.headers:
+        _check_headers(task_name, options.headers)
+
+
+def _check_headers(task_name: str, headers: Mapping[Any, Any]) -> None:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
+            raise TaskArgumentsError(
+                f"{task_name}: the header {name!r} cannot carry {value!r}; headers are text, numbers, booleans or None."
+            )
+        if name.startswith(RESERVED_HEADER_PREFIX) or name == "content-type":
+            raise TaskArgumentsError(f"{task_name}: the header {name!r} is ekiden's own; choose another name.")
 
 
 def unknown_call_option(task_name: str, name: str, known: Sequence[str]) -> ConfigurationError:

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from ekiden.errors import MisuseError
 from ekiden.message import HeaderValue
-from ekiden.options import PositiveSeconds, Priority
+from ekiden.options import PositiveSeconds, Priority, call_options, check_call_options
 
 if TYPE_CHECKING:
     from ekiden.results import AsyncResult
@@ -186,6 +186,17 @@ class Signature(msgspec.Struct, frozen=True):
 
 def _signatures(link: Signature | Sequence[Signature]) -> tuple[Signature, ...]:
     return (link,) if isinstance(link, Signature) else tuple(link)
+
+
+def check_links(link: Signature | Sequence[Signature]) -> None:
+    """Raise for what cannot be linked, and for options of a linked call that cannot be."""
+    for each in (link,) if isinstance(link, Signature) else link:
+        if not isinstance(each, Signature):
+            raise MisuseError(f"link takes signatures, such as add.s(1), not {each!r}.")
+        options = call_options(each.task, each.options)
+        check_call_options(each.task, options)
+        for following in (options.link, options.link_error, each.on_success, each.on_error):
+            check_links(following)
 
 
 def seconds_until(moment: float | datetime | None, now: float) -> float | None:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -20,32 +19,30 @@ from copy import copy
 from datetime import datetime
 from itertools import islice
 from types import MethodType
-from typing import Annotated, Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
+from typing import Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from ekiden import hooks
 from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, is_readable
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
-from ekiden.message import RESERVED_HEADER_PREFIX, HeaderValue, Message, Published, new_id
+from ekiden.message import HeaderValue, Message, Published, new_id
 from ekiden.options import (
-    PositiveSeconds,
-    Publishing,
+    NOTHING_SAID,
+    CallOptions,
     TaskOptions,
-    check_priority,
-    check_queue_name,
+    call_options,
+    check_call_options,
     merge,
     policy,
-    publishing,
-    unknown_call_option,
 )
 from ekiden.publisher import Publisher, refusal
 from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
 from ekiden.retry import retry_delay, tries_left
 from ekiden.settings import Settings
-from ekiden.signature import Call, Sender, Signature, seconds_until
+from ekiden.signature import Call, Sender, Signature, check_links, seconds_until
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -416,82 +413,6 @@ class _LateSender:
         return f"<sender of {self._task.name}>"
 
 
-class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``apply_async`` says of one call; its docstring tells what each means."""
-
-    countdown: float | None = None
-    eta: datetime | None = None
-    expires: float | datetime | None = None
-    queue: str | None = None
-    priority: int | None = None
-    task_id: str | None = None
-    headers: Mapping[str, HeaderValue] | None = None
-    link: Any = ()
-    link_error: Any = ()
-    ignore_result: bool | None = None
-    time_limit: float | None = None
-    soft_time_limit: float | None = None
-    retry: bool | None = None
-    retry_policy: Mapping[str, Any] | None = None
-    publish_timeout: float | None = None
-
-    def chosen_ids(self) -> tuple[str, ...]:
-        """The task id, if it is one of the user's own."""
-        return () if self.task_id is None else (self.task_id,)
-
-    def publishing(self, settings: Settings) -> Publishing:
-        """How this call is published."""
-        return publishing(settings, timeout=self.publish_timeout, retry=self.retry, retry_policy=self.retry_policy)
-
-
-def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
-    """Check the names of options. Raises ConfigurationError naming the unknown one."""
-    for name in given:
-        if name not in CallOptions.__struct_fields__:
-            raise unknown_call_option(task_name, name, CallOptions.__struct_fields__)
-    return CallOptions(**given)
-
-
-_NOTHING_SAID = CallOptions()
-_LONGEST_TASK_ID = 200
-
-
-class _CallOptionTypes(msgspec.Struct):
-    """What kind of value each option of a call must have; the others are checked one by one."""
-
-    countdown: float | None
-    eta: datetime | None
-    expires: float | datetime | None
-    queue: str | None
-    task_id: Annotated[str, Meta(min_length=1, max_length=_LONGEST_TASK_ID)] | None
-    ignore_result: bool | None
-    time_limit: PositiveSeconds | None
-    soft_time_limit: PositiveSeconds | None
-    retry: bool | None
-    publish_timeout: PositiveSeconds | None
-
-
-def check_call_options(task_name: str, options: CallOptions) -> None:
-    """Raise for a value that an option cannot have, in its own words or those of the option's check."""
-    try:
-        msgspec.convert(options, _CallOptionTypes, from_attributes=True, builtin_types=(datetime,))
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{task_name}: an option of the call does not fit: {error}.") from error
-    for name, seconds in (("countdown", options.countdown), ("expires", options.expires)):
-        if isinstance(seconds, float) and not math.isfinite(seconds):
-            raise ConfigurationError(f"{task_name}: {name} cannot be {seconds}; it is a number of seconds.")
-    if options.task_id is not None and not options.task_id.isprintable():
-        raise ConfigurationError(f"{task_name}: the task_id {options.task_id!r} has characters that cannot be printed.")
-    if options.queue is not None:
-        check_queue_name(options.queue)
-    if options.priority is not None:
-        check_priority(options.priority)
-    if options.headers:
-        _check_headers(task_name, options.headers)
-    _check_links(options.link)
-    _check_links(options.link_error)
-
-
 def options_of(signature: Signature) -> dict[str, Any]:
     """The options of ``apply_async`` that a signature stands for, what follows it included."""
     options = dict(signature.options)
@@ -510,8 +431,10 @@ def compose(
     options: CallOptions,
 ) -> Message:
     """The message of one call: options merged, ids given, arguments encoded. Raises what is wrong with any of them."""
-    if options != _NOTHING_SAID:
+    if options != NOTHING_SAID:
         check_call_options(task_name, options)
+        check_links(options.link)
+        check_links(options.link_error)
     now = time.time()
     sending = merge(conf, task_name, declared, options.queue, options.priority)
     task_id = options.task_id or new_id()
@@ -592,27 +515,8 @@ def _signal(signal: hooks.Signal, message: Message) -> None:
     )
 
 
-def _check_links(link: Signature | Sequence[Signature]) -> None:
-    for each in (link,) if isinstance(link, Signature) else link:
-        if not isinstance(each, Signature):
-            raise MisuseError(f"link takes signatures, such as add.s(1), not {each!r}.")
-        check_call_options(each.task, call_options(each.task, each.options))
-        _check_links(each.on_success)
-        _check_links(each.on_error)
-
-
 def _steps(link: Signature | Sequence[Signature], now: float) -> tuple[Any, ...]:
     return tuple(each.step(now) for each in ((link,) if isinstance(link, Signature) else link))
-
-
-def _check_headers(task_name: str, headers: Mapping[Any, Any]) -> None:
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
-            raise TaskArgumentsError(
-                f"{task_name}: the header {name!r} cannot carry {value!r}; headers are text, numbers, booleans or None."
-            )
-        if name.startswith(RESERVED_HEADER_PREFIX) or name == "content-type":
-            raise TaskArgumentsError(f"{task_name}: the header {name!r} is ekiden's own; choose another name.")
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
