@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 TRANSPORTS = "ekiden.transports"
 BACKENDS = "ekiden.backends"
-PLUGINS = "ekiden.plugins"
-SERIALIZERS = "ekiden.serializers"
 
 _DISTRIBUTIONS = {
     "redis": "ekiden-redis",
