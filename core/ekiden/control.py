@@ -7,6 +7,7 @@ at once, for tasks that are running.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -48,9 +49,9 @@ def revoke(
     """
     if not backend.stores:
         raise ConfigurationError("revoking needs a backend that stores; this one only passes results on.")
-    ids = (task_ids,) if isinstance(task_ids, str) else tuple(task_ids)
-    if "" in ids:
-        raise MisuseError("revoke() takes task ids, and an empty text is none.")
+    ids: tuple[Any, ...] = (task_ids,) if isinstance(task_ids, str) else tuple(task_ids)
+    if not all(isinstance(each, str) and each for each in ids):
+        raise MisuseError(f"revoke() takes task ids, not {ids!r}.")
     record = msgspec.json.encode(Revocation(now, terminate))
     backend.write(ANY_REVOKED, b"", expires=REVOCATION_KEPT_SECONDS)  # first: it makes workers look
     for task_id in ids:
