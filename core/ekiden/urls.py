@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TypeVar
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
@@ -107,11 +107,6 @@ def without_password(text: str) -> str:
         return text
     username = credentials.partition(":")[0]
     return f"{scheme}://{username}:***@{hosts}{tail}"
-
-
-def quoted(part: str) -> str:
-    """``part`` percent-encoded for use as a user name, password or path in a URL."""
-    return quote(part, safe="")
 
 
 def _parse_hosts(text: str, url: str) -> tuple[Host, ...]:
