@@ -150,7 +150,8 @@ def poison(self, *, by_signal: bool = False) -> None:
 async def poison_async(self, *, by_signal: bool = False) -> None:
     """The same in the event loop."""
     note("poison", attempt=self.request.attempt)
-    os.kill(os.getpid(), signal.SIGKILL if by_signal else signal.SIGSEGV)
+    # To this very thread: sent to the process, SIGSEGV may reach another one while the body here goes on and returns.
+    signal.raise_signal(signal.SIGKILL if by_signal else signal.SIGSEGV)
 
 
 @app.task(name="dies_twice", bind=True, pool="process", autoretry_for=(WorkerLostError,), default_retry_delay=0.05)
