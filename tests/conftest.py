@@ -1,7 +1,9 @@
-"""The rule for every test: on CI (CI=true) nothing may be skipped. A server that is missing there is a failure."""
+"""The rules for every test: on CI (CI=true) nothing may be skipped, and no thread of ekiden's outlives a test."""
 
 import os
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 import pytest
@@ -28,3 +30,18 @@ def refuse_a_skip(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"On CI no test may be skipped. {reason}"
     return report
+
+
+_THREADS_END_WITHIN = 2.0
+
+
+@pytest.fixture(autouse=True)
+def no_thread_of_ekiden_outlives_a_test() -> Iterator[None]:
+    """What a test starts, it stops: a thread that stays behind works on while other tests run."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + _THREADS_END_WITHIN
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("ekiden-"):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            assert not thread.is_alive(), f"the thread {thread.name} has outlived its test"

@@ -7,7 +7,7 @@ import msgspec
 from ekiden.codec import Parameters, decode_call, decode_value, encode_call, encode_value
 from ekiden.errors import MessageError
 from ekiden.signature import Call, Step
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -49,6 +49,7 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
     assert decode_value(encode_value(value)) == value
 
 
+@settings(max_examples=40)
 @given(calls)
 def test_a_call_comes_back_as_it_was(call: Call) -> None:
     body = encode_call(call)
@@ -58,6 +59,7 @@ def test_a_call_comes_back_as_it_was(call: Call) -> None:
     assert encode_call(again) == body
 
 
+@settings(max_examples=40)
 @given(calls)
 def test_any_other_json_library_reads_a_call(call: Call) -> None:
     found = json.loads(encode_call(call))

@@ -47,6 +47,10 @@ def ekiden_broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return throw_away_url(f"{request.param}://", tmp_path)
 
 
+in_memory = pytest.mark.parametrize("ekiden_broker_url", ["memory"], indirect=True)
+"""For what takes long, or has many cases, and has nothing to do with the broker."""
+
+
 @pytest.fixture
 def app(ekiden_app: Ekiden) -> Ekiden:
     return ekiden_app
@@ -461,6 +465,7 @@ def test_a_body_can_reject_its_call(app: Ekiden, ekiden_worker: StartWorker) -> 
     assert the_dead_letter(app).headers["ekiden-dead-reason"] == "TaskRejected"
 
 
+@in_memory
 def test_a_body_can_give_its_call_back(app: Ekiden, ekiden_worker: StartWorker) -> None:
     attempts = []
 
@@ -477,6 +482,7 @@ def test_a_body_can_give_its_call_back(app: Ekiden, ekiden_worker: StartWorker) 
     assert attempts == [1, 1]
 
 
+@in_memory
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_what_would_end_a_program_fails_the_task_only(
@@ -797,6 +803,7 @@ def test_the_handlers_of_a_tasks_class_are_called(app: Ekiden, ekiden_worker: St
     ]
 
 
+@in_memory
 @pytest.mark.parametrize("handler", ["before_start", "on_success", "on_failure", "on_retry", "after_return"])
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
 @pytest.mark.parametrize("is_async", [False, True])
@@ -952,8 +959,8 @@ def test_a_receiver_that_fails_is_logged_and_breaks_nothing(
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{"priority": 12}, {"queue": "x" * 300}, {"queue": ""}, {"queue": "line\nbreak"}],
-    ids=["priority", "long", "empty", "break"],
+    [{"queue": "x" * 300}, {"queue": ""}, {"queue": "line\nbreak"}],
+    ids=["long", "empty", "break"],
 )
 def test_a_follow_up_that_the_broker_refuses_fails_its_task_and_holds_up_nobody(
     app: Ekiden, ekiden_worker: StartWorker, options: dict[str, Any], early: bool
@@ -1132,6 +1139,7 @@ def test_a_stopping_worker_gives_back_what_it_has_not_started(app: Ekiden, ekide
     assert {seen.message.id for seen in app.transport.browse("default")} == {each.id for each in others}
 
 
+@in_memory
 def test_a_stopping_worker_lets_what_runs_finish(app: Ekiden, ekiden_worker: StartWorker) -> None:
     gate = Gate()
 
