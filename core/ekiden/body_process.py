@@ -73,6 +73,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _INTERRUPT_AGAIN_SECONDS = 0.01
+_LONGEST_TIMER_SECONDS = 1e8
 
 
 class BodyProcess:
@@ -269,7 +270,7 @@ class SoftTimeLimit:
     def __enter__(self) -> None:
         if self._seconds is not None:
             signal.signal(signal.SIGALRM, self._exceeded)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+            signal.setitimer(signal.ITIMER_REAL, min(self._seconds, _LONGEST_TIMER_SECONDS))
 
     def __exit__(self, *_: object) -> None:
         self._over = True  # a signal that has come already may be handled after this

@@ -185,6 +185,11 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task
+def send_one() -> None:
+    add.delay(1, 2)
+
+
 def everything(self: Any, x: int, *, to: str) -> dict[str, Any]:
     """Everything that a body asks of ekiden."""
     print("a body prints")

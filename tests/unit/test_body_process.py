@@ -1,0 +1,107 @@
+"""A process that runs one body at a time: what comes over its pipe, and how both ends notice the end of the other."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ekiden.body_frames import Answer, Ask, AskPublish, Run
+from ekiden.body_process import BodyProcess, answer_ask
+from ekiden.codec import encode_call
+from ekiden.errors import WorkerLostError
+from ekiden.message import Message, new_id
+from ekiden.outcomes import Succeeded
+from ekiden.plan import exit_text
+from ekiden.signature import Call
+
+from tests.apps import bodies
+from tests.working import PATIENCE, eventually
+
+TARGET = "tests.apps.bodies:app"
+
+
+@pytest.fixture
+def process() -> Iterator[BodyProcess]:
+    process = BodyProcess(TARGET)
+    process.wait_until_ready()
+    yield process
+    process.kill()
+    process.close()
+
+
+def frame(task: str, *args: Any, soft_time_limit: float | None = None) -> Run:
+    call = Call(task, new_id(), time.time(), args=args)
+    return Run(Message(call.id, "default", encode_call(call)), 1, "worker", soft_time_limit)
+
+
+def refuse(_ask: Ask) -> Answer:
+    raise AssertionError("this body asks for nothing")
+
+
+def test_it_runs_one_body_after_the_other(process: BodyProcess) -> None:
+    outcomes = [process.run(frame("tests.apps.bodies.add", n, 1), refuse) for n in range(3)]
+
+    assert [bytes(outcome.value) for outcome in outcomes if isinstance(outcome, Succeeded)] == [b"1", b"2", b"3"]
+
+
+def test_what_a_body_sends_is_published_by_its_worker(process: BodyProcess) -> None:
+    asked: list[Ask] = []
+
+    def answer(ask: Ask) -> Answer:
+        asked.append(ask)
+        return answer_ask(ask, bodies.app.transport.publish, bodies.app)
+
+    outcome = process.run(frame("tests.apps.bodies.send_one"), answer)
+    (sent,) = bodies.app.transport.browse("default")
+    bodies.app.transport.purge("default")
+    bodies.app.close()
+
+    assert [type(each) for each in asked] == [AskPublish]
+    assert isinstance(outcome, Succeeded)
+    assert outcome.children == (sent.message.id,)
+
+
+def test_a_soft_limit_is_of_one_body_only(process: BodyProcess) -> None:
+    for seconds in (0.049, 0.0495, 0.05, 0.0505, 0.051):
+        process.run(frame("tests.apps.bodies.at_the_end", seconds, soft_time_limit=0.05), refuse)
+        following = process.run(frame("tests.apps.bodies.at_the_end", 0.1), refuse)
+
+        assert isinstance(following, Succeeded), following
+
+
+def test_a_limit_of_centuries_is_no_trouble(process: BodyProcess) -> None:
+    outcome = process.run(frame("tests.apps.bodies.add", 1, 1, soft_time_limit=1e300), refuse)
+
+    assert isinstance(outcome, Succeeded)
+
+
+def test_it_ends_when_its_pipe_closes(process: BodyProcess) -> None:
+    process._to.close()
+
+    eventually(lambda: process._process.poll() is not None, what="it has ended")
+
+
+def test_its_death_is_told_with_its_cause(process: BodyProcess) -> None:
+    os.kill(process.pid, 9)
+
+    with pytest.raises(WorkerLostError, match="it was ended by SIGKILL"):
+        process.run(frame("tests.apps.bodies.add", 1, 1), refuse)
+
+
+@pytest.mark.parametrize(("target", "reason"), [("no_such_module:app", "no module"), ("tests.apps.bodies:x", "no 'x'")])
+def test_an_app_that_cannot_be_imported_there_is_told(target: str, reason: str) -> None:
+    process = BodyProcess(target)
+
+    with pytest.raises(WorkerLostError, match=reason):
+        process.wait_until_ready()
+    process.close()
+    assert process._process.wait(PATIENCE) is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(0, "it exited with 0"), (3, "it exited with 3"), (-11, "it was ended by SIGSEGV"), (-99, "signal 99")],
+)
+def test_an_exit_status_is_told_in_words(code: int, text: str) -> None:
+    assert text in exit_text(code)
