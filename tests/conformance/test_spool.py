@@ -10,6 +10,7 @@ from ekiden.urls import parse_url
 from examples.spool.spool import SpoolTransport
 
 
+@pytest.mark.slow  # an example, held to the same kit
 class TestSpool(TransportConformance, LeaseExpiryConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

@@ -33,6 +33,7 @@ class TestSQLiteTransportThatMissesABell(LostWakeUpConformance):
             yield transport
 
 
+@pytest.mark.slow  # the same again, in another way of waking
 class TestSQLiteTransportThatPolls(TransportConformance, LeaseExpiryConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
@@ -45,6 +46,7 @@ class TestSQLiteBackend(BackendConformance, BackendProcessConformance):
         return f"sqlite:///{tmp_path}/results.db"
 
 
+@pytest.mark.slow
 class TestSQLiteBackendThatPolls(BackendConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

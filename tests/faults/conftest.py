@@ -9,6 +9,14 @@ from ekiden.message import new_id
 from tests.faults.ground import Ground
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of them start real workers and end them: too long for what is run at every change."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def broker_url(tmp_path: Path) -> str:
     """The broker that the workers of a test share."""

@@ -14,6 +14,7 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", pages(), ids=_name)
 def test_a_reader_who_follows_a_page_finds_what_it_says(page: Path, tmp_path: Path) -> None:
