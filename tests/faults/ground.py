@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,8 @@ from ekiden import Ekiden
 from ekiden.message import DEAD_SUFFIX, Depth, Seen
 from ekiden.transport import Transport
 
+from tests import working
+
 APPS = Path(__file__).parent / "apps"
 PATIENCE = 20.0
 """Seconds that a test waits for what must happen, before it says that it did not."""
@@ -33,14 +34,8 @@ Found = TypeVar("Found")
 
 
 def eventually(look: Callable[[], Found | None], *, what: str, within: float = PATIENCE) -> Found:
-    """Call ``look`` until it returns something true, and return that. Fails with ``what`` after ``within`` seconds."""
-    give_up = time.monotonic() + within
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < give_up, f"{what}: not within {within} s"
-        time.sleep(0.01)
+    """The same as for other tests, with the longer patience that real processes need."""
+    return working.eventually(look, what=what, within=within)
 
 
 class Ledger:
