@@ -74,8 +74,8 @@ class Ekiden(TaskSet):
     """An app: tasks that are sent to one broker, and whose results one backend keeps.
 
     ``broker`` and ``backend`` are URLs; without a broker, a SQLite file in ``.ekiden/`` of the project; without a
-    backend, the broker's URL where it stores results. Other settings are keyword arguments. Raises ConfigurationError
-    for a URL whose scheme no installed plugin knows, and for settings that do not exist or fit.
+    backend, the broker's URL where it stores results, else ``rpc://``. Other settings are keyword arguments. Raises
+    ConfigurationError for a URL whose scheme no installed plugin knows, and for settings that do not exist or fit.
 
     Used as ``with app:`` it closes what it opened at the end: for scripts and tests that must leave no connection or
     thread behind. A long-running program need not.
@@ -112,7 +112,7 @@ class Ekiden(TaskSet):
         self._mutex = threading.RLock()
         self._transport: Transport | None = None
         self._backend: Backend | None = None
-        self._has_backend: bool | None = None
+        self.wants_replies: bool | None = None
         self._waiting: WaitingThread | None = None
         self._forget_after_fork()
 
@@ -182,7 +182,7 @@ class Ekiden(TaskSet):
         declared = task.options if task else None
         checked = call_options(name, options)
         message = compose(self.conf, name, declared, args=args, kwargs=kwargs or {}, options=checked)
-        return send(self, message, checked)
+        return send(self, message, checked, declared)
 
     def signature(
         self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -247,12 +247,13 @@ class Ekiden(TaskSet):
         return transport
 
     def opened_backend(self) -> Backend:
-        """The backend, opened when first asked for. Raises ConfigurationError where there is none."""
+        """The backend, opened when first asked for. Raises ConfigurationError for a URL that cannot work."""
         backend = self._backend
         if backend is None:
             with self._mutex:
                 if self._backend is None:
                     self._backend = plugins.open_backend(self.backend_url())
+                    self.wants_replies = not self._backend.stores
                 backend = self._backend
         return backend
 
@@ -260,6 +261,7 @@ class Ekiden(TaskSet):
         """Use these instead of opening the URLs: for a process whose connections another one holds."""
         self._transport = transport
         self._backend = backend
+        self.wants_replies = not backend.stores
 
     def waiting_thread(self) -> WaitingThread:
         """The thread that waits for all who await results, started when first asked for."""
@@ -279,17 +281,17 @@ class Ekiden(TaskSet):
         return parse_url(f"sqlite:///{directory / 'ekiden.db'}")
 
     def backend_url(self) -> BrokerURL:
-        """Where results are stored: the backend's URL, else the broker's."""
+        """Where results are stored: the backend's URL, else the broker's, and ``rpc://`` where that stores none."""
         if self.conf.result_backend is not None:
             return parse_url(self.conf.result_backend)
-        return self.broker_url()
+        broker = self.broker_url()
+        return broker if plugins.is_installed(plugins.BACKENDS, broker.scheme) else parse_url(f"{plugins.RPC}://")
 
     def stores_results(self) -> bool:
-        """Whether there is a backend: one was configured, or the broker stores results."""
-        if self._has_backend is None:
-            configured = self.conf.result_backend is not None
-            self._has_backend = configured or plugins.is_installed(plugins.BACKENDS, self.backend_url().scheme)
-        return self._has_backend
+        """Whether results are stored; else (``rpc://``) they are sent to the process that sent the call."""
+        if self.wants_replies is None:
+            self.wants_replies = self.backend_url().scheme == plugins.RPC
+        return not self.wants_replies
 
     def close(self) -> None:
         """Close what was opened and end the threads that were started. The app can be used again afterwards."""
@@ -297,7 +299,7 @@ class Ekiden(TaskSet):
             waiting, self._waiting = self._waiting, None
             backend, self._backend = self._backend, None
             transport, self._transport = self._transport, None
-            self._has_backend = None
+            self.wants_replies = None
         self.publisher.close()
         if waiting is not None:
             waiting.close()

@@ -80,6 +80,12 @@ class AskGet(msgspec.Struct, frozen=True, tag=True):
     ids: list[str]
 
 
+class AskExpect(msgspec.Struct, frozen=True, tag=True):
+    """``Backend.expect``."""
+
+    ids: list[str]
+
+
 class AskWait(msgspec.Struct, frozen=True, tag=True):
     """``Backend.wait``."""
 
@@ -114,7 +120,19 @@ class AskScan(msgspec.Struct, frozen=True, tag=True):
     prefix: str
 
 
-Ask = AskPublish | AskBroadcast | AskDepth | AskPut | AskGet | AskWait | AskForget | AskRead | AskWrite | AskScan
+Ask = (
+    AskPublish
+    | AskBroadcast
+    | AskDepth
+    | AskExpect
+    | AskPut
+    | AskGet
+    | AskWait
+    | AskForget
+    | AskRead
+    | AskWrite
+    | AskScan
+)
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

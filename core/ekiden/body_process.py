@@ -31,6 +31,7 @@ from ekiden.body_frames import (
     Ask,
     AskBroadcast,
     AskDepth,
+    AskExpect,
     AskForget,
     AskGet,
     AskPublish,
@@ -174,6 +175,8 @@ def _done(ask: Ask, publish: Callable[[Sequence[Message]], list[Published]], app
             return app.opened_transport().broadcast(ask.topic, ask.payloads)
         case AskDepth():
             return app.opened_transport().depth(ask.queue)
+        case AskExpect():
+            return app.opened_backend().expect(ask.ids, app.opened_transport)
         case AskPut():
             return app.opened_backend().put(ask.results)
         case AskGet():
@@ -227,7 +230,9 @@ def _load(target: str, channel: Channel) -> Ekiden:
     from ekiden.app import load_app
 
     app = load_app(target)
-    app.adopt(RelayTransport(app.broker_url(), channel), RelayBackend(app.backend_url(), channel))
+    app.adopt(
+        RelayTransport(app.broker_url(), channel), RelayBackend(app.backend_url(), channel, stores=app.stores_results())
+    )
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -16,6 +16,7 @@ from ekiden.body_frames import (
     Ask,
     AskBroadcast,
     AskDepth,
+    AskExpect,
     AskForget,
     AskGet,
     AskPublish,
@@ -37,9 +38,11 @@ from ekiden.errors import (
     BackendError,
     BrokerRefused,
     BrokerUnavailable,
+    ConfigurationError,
     EkidenError,
     MisuseError,
     TransportError,
+    UnknownResult,
 )
 from ekiden.message import Depth, Message, Published, Seen
 from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
@@ -50,7 +53,8 @@ if TYPE_CHECKING:
 
 
 _ERRORS: dict[str, type[EkidenError]] = {
-    kind.__name__: kind for kind in (BrokerUnavailable, BrokerRefused, TransportError, BackendError)
+    kind.__name__: kind
+    for kind in (BrokerUnavailable, BrokerRefused, TransportError, BackendError, UnknownResult, ConfigurationError)
 }
 
 
@@ -158,9 +162,15 @@ class RelayTransport(Transport):
 class RelayBackend(Backend):
     """Stores and reads through the worker."""
 
-    def __init__(self, url: BrokerURL, channel: Channel) -> None:
+    def __init__(self, url: BrokerURL, channel: Channel, *, stores: bool) -> None:
+        self.stores = stores
         self._url = url
         self._channel = channel
+
+    def expect(self, ids: Sequence[str], transport: Callable[[], Transport]) -> str | None:
+        """Have the worker await the results."""
+        found: str | None = self._channel.ask(AskExpect(list(ids)), str | None)
+        return found
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
         """Have the worker store."""

@@ -1,17 +1,19 @@
 """Asks and tells: what an app says to its workers besides sending them tasks.
 
 A revocation is a record in the backend, looked up when a worker claims the task; the broadcast only makes workers look
-at once, for tasks that are running.
+at once, for tasks that are running. Where no backend stores (``rpc://``) the broadcast is all there is: each worker
+process that hears it remembers what is revoked.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from ekiden.errors import ConfigurationError, MisuseError
+from ekiden.errors import MisuseError
 from ekiden.results import Backend
 from ekiden.transport import Transport
 
@@ -21,6 +23,8 @@ ANY_REVOKED = "revoked"
 """The record that is there while any task's revocation may be."""
 
 REVOCATION_KEPT_SECONDS = 7 * 86400.0
+MOST_REVOCATIONS_HEARD = 50_000
+_AT_ONCE = 500
 
 
 class Revocation(msgspec.Struct, frozen=True):
@@ -31,9 +35,13 @@ class Revocation(msgspec.Struct, frozen=True):
 
 
 class ControlMessage(msgspec.Struct, frozen=True):
-    """What is broadcast to workers: look up these revocations now."""
+    """What is broadcast to workers: look up these revocations now.
+
+    With ``heard`` there is no record to look up: that one holds for all of them.
+    """
 
     revoked: tuple[str, ...] = ()
+    heard: Revocation | None = None
 
 
 _revocation_decoder = msgspec.json.Decoder(Revocation)
@@ -45,13 +53,16 @@ def revoke(
 ) -> None:
     """Have tasks not run when a worker claims them; with ``terminate``, end those that are running.
 
-    Kept for seven days. Raises ConfigurationError on a backend that stores nothing.
+    Kept for seven days: in the backend, or, by a backend that stores nothing, in the workers that run now.
     """
-    if not backend.stores:
-        raise ConfigurationError("revoking needs a backend that stores; this one only passes results on.")
     ids: tuple[Any, ...] = (task_ids,) if isinstance(task_ids, str) else tuple(task_ids)
     if not all(isinstance(each, str) and each for each in ids):
         raise MisuseError(f"revoke() takes task ids, not {ids!r}.")
+    if not backend.stores:
+        heard = Revocation(now, terminate)
+        batches = (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+        transport.broadcast(CONTROL_TOPIC, [msgspec.json.encode(ControlMessage(each, heard)) for each in batches])
+        return
     record = msgspec.json.encode(Revocation(now, terminate))
     backend.write(ANY_REVOKED, b"", expires=REVOCATION_KEPT_SECONDS)  # first: it makes workers look
     for task_id in ids:
@@ -70,6 +81,29 @@ def revocations(backend: Backend, task_ids: Sequence[str]) -> dict[str, Revocati
         for task_id, record in zip(task_ids, records, strict=True)
         if record is not None
     }
+
+
+class HeardRevocations:
+    """What this worker process heard of, where no record tells. The oldest go first; ``_mutex`` guards ``by_id``."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Revocation] = {}
+        self._mutex = threading.Lock()
+
+    def add(self, task_ids: Iterable[str], revocation: Revocation) -> None:
+        """Remember that these are revoked."""
+        with self._mutex:
+            for task_id in task_ids:
+                self.by_id.pop(task_id, None)
+                self.by_id[task_id] = revocation
+            while len(self.by_id) > MOST_REVOCATIONS_HEARD:
+                del self.by_id[next(iter(self.by_id))]
+
+    def of(self, task_ids: Iterable[str], now: float) -> dict[str, Revocation]:
+        """Which of these are revoked; ``now``: seconds since the epoch."""
+        with self._mutex:
+            found = {each: self.by_id[each] for each in task_ids if each in self.by_id}
+        return {each: one for each, one in found.items() if now - one.at < REVOCATION_KEPT_SECONDS}
 
 
 def read_control_message(payload: bytes) -> ControlMessage | None:

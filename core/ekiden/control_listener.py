@@ -7,7 +7,14 @@ import threading
 from collections.abc import Callable
 
 from ekiden.app import Ekiden
-from ekiden.control import CONTROL_TOPIC, Revocation, read_control_message, revocations
+from ekiden.control import (
+    CONTROL_TOPIC,
+    ControlMessage,
+    HeardRevocations,
+    Revocation,
+    read_control_message,
+    revocations,
+)
 from ekiden.errors import (
     BackendError,
     TransportError,
@@ -21,7 +28,11 @@ logger = logging.getLogger("ekiden.worker")
 
 
 class ControlListener:
-    """The control thread: hears what apps tell workers. Lost broadcasts cost nothing but time: records decide."""
+    """The control thread: hears what apps tell workers.
+
+    Where a backend stores, lost broadcasts cost nothing but time: records decide. ``heard`` is what only broadcasts
+    told.
+    """
 
     def __init__(
         self,
@@ -37,15 +48,15 @@ class ControlListener:
         self._backend = backend
         self._held = held
         self._runner = runner
+        self.heard = HeardRevocations()
         self._closed = False
         self._listener: Listener | None = None
         self._thread = threading.Thread(target=self._run, name="ekiden-control", daemon=True)
 
     def start(self) -> None:
-        """Subscribe, and listen in the thread. Nothing to do where nothing can be revoked."""
-        if self._backend is not None and self._backend.stores:
-            self._listener = self._app.opened_transport().listen(CONTROL_TOPIC)
-            self._thread.start()
+        """Subscribe, and listen in the thread."""
+        self._listener = self._app.opened_transport().listen(CONTROL_TOPIC)
+        self._thread.start()
 
     def close(self) -> None:
         """Unsubscribe, and end the thread."""
@@ -62,18 +73,23 @@ class ControlListener:
 
     def _listen(self) -> None:
         assert self._listener is not None
-        assert self._backend is not None
         pause = threading.Event()
         while not self._closed:
             try:
                 for payload in self._listener.receive(60.0):
                     message = read_control_message(payload)
                     if message is not None and message.revoked:
-                        self._terminate(revocations(self._backend, message.revoked))
+                        self._terminate(self._told(message))
             except (TransportError, BackendError) as error:
                 if not self._closed:
                     logger.warning("what apps tell workers could not be heard: %s", error)
                     pause.wait(1.0)
+
+    def _told(self, message: ControlMessage) -> dict[str, Revocation]:
+        if message.heard is not None:
+            self.heard.add(message.revoked, message.heard)
+            return dict.fromkeys(message.revoked, message.heard)
+        return {} if self._backend is None else revocations(self._backend, message.revoked)
 
     def _terminate(self, revoked: dict[str, Revocation]) -> None:
         for job in list(self._held.values()):

@@ -37,7 +37,19 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine(app: Ekiden) -> Iterator[Finding]:
-    """Every finding, as it is made. What the broker is asked leaves nothing behind; no task is called or changed."""
+    """Every finding, as it is made. What the broker is asked leaves nothing behind; no task is called or changed.
+
+    A server that is broker and result store is warned about once.
+    """
+    told: set[str] = set()
+    for finding in _findings(app):
+        if finding.level == "warning" and finding.text in told:
+            continue
+        told.add(finding.text)
+        yield finding
+
+
+def _findings(app: Ekiden) -> Iterator[Finding]:
     yield from _tasks(app)
     yield from _configuration(app)
     reached = True
@@ -49,6 +61,9 @@ def examine(app: Ekiden) -> Iterator[Finding]:
     yield from _files(app)
     yield from _backend(app)
     if reached:
+        yield from _advised("broker", lambda: app.transport.warnings(app.queues()))
+        yield from _advised("worker", lambda: _worker_warnings(app))
+        yield from _unlimited(app)
         for queue in app.queues():
             yield from _queue(app, queue)
 
@@ -88,6 +103,23 @@ def _limits(app: Ekiden, name: str) -> Iterator[Finding]:
         yield Finding("warning", "limits", text, f"stop workers with --grace {hard:g}, or shorten the limit")
     if policy.max_retries is None and policy.autoretry_for:
         yield Finding("warning", "retries", f"{name} is tried again without end", "give it max_retries")
+
+
+def _worker_warnings(app: Ekiden) -> list[str]:
+    try:
+        return Worker(app, WorkerOptions()).warnings() if app.tasks else []
+    except ConfigurationError:
+        return []  # that no worker can start has been said
+
+
+def _unlimited(app: Ekiden) -> Iterator[Finding]:
+    """Which tasks may run on when the broker has given their messages to somebody else."""
+    held = app.transport.longest_hold
+    names = sorted(name for name, task in app.tasks.items() if app.policy(task).time_limit is None)
+    if held is not None and names:
+        text = f"the broker takes back what a worker holds for more than {held:g} s, and these have no time_limit: "
+        advice = f"give those that may run so long one below {held:g} s, or cut them into shorter ones"
+        yield Finding("warning", "limits", text + ", ".join(names), advice)
 
 
 def _configuration(app: Ekiden) -> Iterator[Finding]:
@@ -150,9 +182,22 @@ def _broadcast(app: Ekiden) -> None:
 
 def _backend(app: Ekiden) -> Iterator[Finding]:
     if not app.stores_results():
-        yield Finding("ok", "results", "none are stored")
+        text = f"{app.backend_url()} sends them to the process that sent the call; no other one can ask for them"
+        yield Finding("ok", "results", text)
         return
     yield _timed("results", f"{app.backend_url()} stores, finds and deletes", lambda: _record(app))
+    yield from _advised("results", app.backend.warnings)
+
+
+def _advised(check: str, ask: Callable[[], list[str]]) -> Iterator[Finding]:
+    """What the broker or the store should be set up like, as its plugin sees it."""
+    try:
+        warnings = ask()
+    except EkidenError as error:
+        yield Finding("wrong", check, str(error), "see that it runs, and that its URL is right")
+        return
+    for text in warnings:
+        yield Finding("warning", check, text)
 
 
 def _record(app: Ekiden) -> None:
@@ -196,11 +241,12 @@ def _files(app: Ekiden) -> Iterator[Finding]:
 def _queue(app: Ekiden, queue: str) -> Iterator[Finding]:
     try:
         depth, dead = app.transport.depth(queue), app.transport.depth(queue + DEAD_SUFFIX)
-        seen = app.transport.browse(queue, limit=_LOOKED_AT)
+        # Where looking at a message counts as handing it out, doctor would bring it nearer to the dead letters.
+        seen = () if app.transport.description.browsing_counts else app.transport.browse(queue, limit=_LOOKED_AT)
     except TransportError as error:
         yield Finding("wrong", "queue", f"{queue}: {error}")
         return
-    if depth.ready and not depth.leased:
+    if depth.ready and depth.leased == 0:
         text = f"{queue}: {depth.ready} ready to run, and no worker has any in hand"
         yield Finding("warning", "queue", text, "start a worker, or see why it does not take them")
     if dead.ready:

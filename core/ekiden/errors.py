@@ -8,6 +8,7 @@
     |  |- BrokerRefused       it will not: no such right, too large, not a broker
     |  '- TransportClosed     this side has been closed already
     |- BackendError           the result backend's
+    |  '- UnknownResult       yours: asked in a process that the result cannot come to
     |- TaskError              the task's failure, told to whoever waits for the result
     |  |- TaskRevoked, TaskExpired, TaskRejected, WorkerLostError, TimeLimitExceeded, ...
     '- MessageError           a message that cannot be understood; it is dead-lettered
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
 
@@ -70,6 +72,17 @@ class TransportClosed(TransportError):
 
 class BackendError(EkidenError):
     """Trouble with the result backend: unreachable, full, or asked for what it cannot do."""
+
+
+class UnknownResult(BackendError):
+    """No result of these tasks can come to this process, because its backend stores none (``rpc://``).
+
+    ``task_ids``: which ones.
+    """
+
+    def __init__(self, *args: object, task_ids: Sequence[str] = ()) -> None:
+        super().__init__(*args)
+        self.task_ids = tuple(task_ids)
 
 
 # Messages.

@@ -19,6 +19,9 @@ The table, one row per outcome (``verdict`` is this table as code, and the tests
     SecondCopy           -           -                                            settled
     AlreadyEnded         -           what follows from the stored outcome         settled
 
+Where the sender waits for a reply (``ekiden.replies``), what would be stored is told to it as well; or instead, where
+the backend of the worker stores nothing.
+
 Outcomes are plain data, because a body may run in another process.
 """
 
@@ -55,7 +58,15 @@ from ekiden.errors import (
     TaskRejected,
     TaskRevoked,
 )
-from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, Message, derived_id, unsendable
+from ekiden.message import (
+    DEAD_SUFFIX,
+    RESERVED_HEADER_PREFIX,
+    Delivery,
+    HeaderValue,
+    Message,
+    derived_id,
+    unsendable,
+)
 from ekiden.options import Policy, Sending
 from ekiden.outcomes import (
     NULL,
@@ -72,10 +83,11 @@ from ekiden.outcomes import (
     Succeeded,
     Unprocessable,
 )
+from ekiden.replies import REPLY_TO_HEADER, reply_queue
 from ekiden.request import Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
-from ekiden.signature import Call, Step, seconds_until
+from ekiden.signature import Call, Step, follow_up_id, seconds_until
 from ekiden.states import State
 
 if TYPE_CHECKING:
@@ -343,12 +355,15 @@ class Context(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What is to be done: store ``result``; then settle the delivery with ``publish``, or release it after ``release``.
 
-    ``release`` is None for settling, else the delay in seconds.
+    ``release`` is None for settling, else the delay in seconds. ``reply`` is to be told to who waits at ``reply_to``
+    before or while the delivery is settled.
     """
 
     result: StoredResult | None = None
     publish: tuple[Message, ...] = ()
     release: float | None = None
+    reply: StoredResult | None = None
+    reply_to: str | None = None
 
 
 _SETTLE = Verdict()
@@ -399,14 +414,14 @@ def verdict(
 def _succeeded(case: _Case, outcome: Succeeded) -> Verdict:
     call = case.call
     assert call is not None
-    follow_ups = _follow_ups(call.on_success, call, outcome.value, "success", case.context) if call.on_success else ()
-    return Verdict(_result(case, State.SUCCESS, outcome, follow_ups), follow_ups)
+    follow_ups = _follow_ups(case, call, call.on_success, outcome.value, "success") if call.on_success else ()
+    return _ended(case, State.SUCCESS, outcome, follow_ups, follow_ups)
 
 
 def _retried(case: _Case, outcome: Retried) -> Verdict:
     assert case.call is not None
     again = _next_try(case.delivery.message, case.call, outcome, case.context)
-    return Verdict(_result(case, State.RETRY, outcome, ()), (again,))
+    return _ended(case, State.RETRY, outcome, (), (again,))
 
 
 def _failed(case: _Case, state: State, outcome: Failed, *, keep: bool = False) -> Verdict:
@@ -414,8 +429,8 @@ def _failed(case: _Case, state: State, outcome: Failed, *, keep: bool = False) -
     kept = (dead_letter(case.delivery, outcome.failure, case.context.now),) if keep else ()
     if call is None:
         return Verdict(None, kept)
-    follow_ups = _follow_ups(call.on_error, call, msgspec.Raw(encode_value(call.id)), "error", case.context)
-    return Verdict(_result(case, state, outcome, follow_ups), (*follow_ups, *kept))
+    follow_ups = _follow_ups(case, call, call.on_error, msgspec.Raw(encode_value(call.id)), "error")
+    return _ended(case, state, outcome, follow_ups, (*follow_ups, *kept))
 
 
 def _repeated(case: _Case, outcome: AlreadyEnded) -> Verdict:
@@ -423,7 +438,7 @@ def _repeated(case: _Case, outcome: AlreadyEnded) -> Verdict:
     stored = stored_outcome(outcome.state, outcome.body)
     if stored is None:
         return _SETTLE
-    return Verdict(None, verdict(case.delivery, case.call, case.policy, stored, case.context).publish)
+    return msgspec.structs.replace(verdict(case.delivery, case.call, case.policy, stored, case.context), result=None)
 
 
 def _failure(error: TaskError) -> Failed:
@@ -455,12 +470,20 @@ def keeps_result(call: Call, policy: Policy | None) -> bool:
     return not (policy.ignore_result if call.ignore_result is None else call.ignore_result)
 
 
-def _result(
-    case: _Case, state: State, outcome: Succeeded | Failed | Retried, follow_ups: tuple[Message, ...]
-) -> StoredResult | None:
-    call, context = case.call, case.context
-    if call is None or not (context.stores_results and keeps_result(call, case.policy)):
-        return None
+def _ended(
+    case: _Case,
+    state: State,
+    outcome: Succeeded | Failed | Retried,
+    follow_ups: tuple[Message, ...],
+    publish: tuple[Message, ...],
+) -> Verdict:
+    """The verdict on a call that was tried: its result is stored, and told to whoever waits for a reply."""
+    call, context, message = case.call, case.context, case.delivery.message
+    assert call is not None
+    stores = context.stores_results and keeps_result(call, case.policy)
+    reply_to = wanted_reply_queue(message, call, case.policy) if REPLY_TO_HEADER in message.headers else None
+    if not stores and reply_to is None:
+        return Verdict(None, publish)
     children = (*outcome.children, *(each.id for each in follow_ups)) if follow_ups else outcome.children
     record = OutcomeRecord(
         value=outcome.value if isinstance(outcome, Succeeded) else NULL,
@@ -470,7 +493,7 @@ def _result(
         kwargs=outcome.kwargs if isinstance(outcome, Retried) else None,
         worker=context.worker,
         retries=call.retries,
-        queue=case.delivery.message.queue,
+        queue=message.queue,
         due=outcome.due if isinstance(outcome, Retried) else None,
         done=context.now,
         runtime=outcome.runtime,
@@ -478,7 +501,16 @@ def _result(
         root=call.root,
         children=children,
     )
-    return StoredResult(call.id, state.value, call.retries, encode_outcome(record), context.result_expires)
+    result = StoredResult(call.id, state.value, call.retries, encode_outcome(record), context.result_expires)
+    if reply_to is None:
+        return Verdict(result, publish)
+    return Verdict(result if stores else None, publish, reply=result, reply_to=reply_to)
+
+
+def wanted_reply_queue(message: Message, call: Call, policy: Policy | None) -> str | None:
+    """Where it is told how this call fares; None where nobody wants to know."""
+    unfenced = msgspec.structs.replace(call, fenced=False)  # what is kept for the fence alone interests no caller
+    return reply_queue(message.headers) if keeps_result(unfenced, policy) else None
 
 
 def _next_try(message: Message, call: Call, outcome: Retried, context: Context) -> Message:
@@ -501,14 +533,19 @@ def _next_try(message: Message, call: Call, outcome: Retried, context: Context) 
     )
 
 
-def _follow_ups(
-    steps: tuple[Step, ...], call: Call, first: msgspec.Raw, why: str, context: Context
-) -> tuple[Message, ...]:
-    return tuple(_follow_up(step, call, first, f"{why} {index}", context) for index, step in enumerate(steps))
+def _follow_ups(case: _Case, call: Call, steps: tuple[Step, ...], first: msgspec.Raw, why: str) -> tuple[Message, ...]:
+    headers = case.delivery.message.headers
+    carried = {REPLY_TO_HEADER: headers[REPLY_TO_HEADER]} if REPLY_TO_HEADER in headers else {}
+    return tuple(
+        _follow_up(step, call, first, why=f"{why} {index}", carried=carried, context=case.context)
+        for index, step in enumerate(steps)
+    )
 
 
-def _follow_up(step: Step, call: Call, first: msgspec.Raw, why: str, context: Context) -> Message:
-    task_id = step.task_id or derived_id(call.id, why)
+def _follow_up(
+    step: Step, call: Call, first: msgspec.Raw, *, why: str, carried: dict[str, HeaderValue], context: Context
+) -> Message:
+    task_id = follow_up_id(step, call.id, why)
     due = None if not step.countdown else context.now + step.countdown
     sending = context.route(step.task, step.queue, step.priority)
     follow_up = Call(
@@ -528,7 +565,8 @@ def _follow_up(step: Step, call: Call, first: msgspec.Raw, why: str, context: Co
         soft_time_limit=step.soft_time_limit,
         fenced=True,
     )
-    message = Message(task_id, sending.queue, encode_call(follow_up), step.headers, sending.priority, due)
+    headers = {**step.headers, **carried} if carried else step.headers
+    message = Message(task_id, sending.queue, encode_call(follow_up), headers, sending.priority, due)
     refused = unsendable(message)
     if refused is not None:
         raise MisuseError(f"{step.task}, which follows {call.task}, cannot be sent: {refused}.")

@@ -96,12 +96,10 @@ def facts_of(app: Ekiden, task: Task[..., Any]) -> list[Fact]:
         Fact("hand-over", kind.description.hand_over, _name_of(kind)),
         Fact("durability", kind.description.durability, _name_of(kind)),
     ]
-    if app.stores_results():
-        said_by = _said_by(app.conf.result_backend, "result_backend")
-        facts += [
-            Fact("results", str(backend), said_by),
-            Fact("backend", _name_of(plugins.backend_class(backend)), "its URL"),
-        ]
+    facts += [
+        Fact("results", str(backend), _said_by(app.conf.result_backend, "result_backend")),
+        Fact("backend", _name_of(plugins.backend_class(backend)), "its URL"),
+    ]
     bare = policy(app.conf, TaskOptions())
     for name, value in msgspec.structs.asdict(app.policy(task)).items():
         said_by = "the settings" if value == getattr(bare, name) else "the task's declaration"
@@ -241,6 +239,7 @@ def _dressed_as(app: Ekiden, task: Task[..., Any], body: Task[..., Any]) -> Iter
     for each in fields(Settings):
         if each.name not in _NOT_THE_APPS:
             setattr(probe.app.conf, each.name, getattr(app.conf, each.name))
+    probe.app.conf.result_backend = probe.STORE if app.stores_results() else str(app.backend_url())
     options, body.options = body.options, task.options
     for signal in hooks.ALL:
         signal.receivers = ()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
-from ekiden.errors import MisuseError
+from ekiden.errors import MisuseError, UnknownResult
 from ekiden.message import Message, Published
 from ekiden.options import Publishing
 from ekiden.results import Backend, StoredResult
@@ -184,15 +184,22 @@ class WaitingThread:
             wait = min(wait * 2, _LONGEST_WAIT) if ids == known else _FIRST_WAIT
             try:
                 results = self._backend.wait(ids, wait)
+            except UnknownResult as error:
+                for task_id in error.task_ids or ids:
+                    self._finish(task_id, None, error)
+                continue
             except Exception as error:  # noqa: BLE001 - it travels to everyone who awaits, whatever it is
                 self._finish_all(error)
                 continue
             for result in results:
-                with self._mutex:
-                    callbacks = self._callbacks.pop(result.task_id, [])
-                for callback in callbacks:
-                    callback(result, None)
+                self._finish(result.task_id, result, None)
         self._finish_all(MisuseError("the app has been closed while a result was awaited"))
+
+    def _finish(self, task_id: str, result: StoredResult | None, error: Exception | None) -> None:
+        with self._mutex:
+            callbacks = self._callbacks.pop(task_id, [])
+        for callback in callbacks:
+            callback(result, error)
 
     def _finish_all(self, error: Exception) -> None:
         with self._mutex:

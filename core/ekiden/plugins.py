@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TRANSPORTS = "ekiden.transports"
 BACKENDS = "ekiden.backends"
 
+RPC = "rpc"
+"""The scheme of the one backend that stores nothing: results are sent to who sent the call."""
+
 _DISTRIBUTIONS = {
     "redis": "ekiden-redis",
     "rediss": "ekiden-redis",
@@ -148,7 +151,7 @@ def _nothing_found(group: str, name: str) -> str:
     advice = ""
     if name in _DISTRIBUTIONS:
         advice = f" Install it: pip install {_DISTRIBUTIONS[name]}."
-    elif close and close[0] in _DISTRIBUTIONS:
+    elif close and close[0] in _DISTRIBUTIONS and close[0] not in names:
         advice = f" Did you mean {close[0]}://? Then: pip install {_DISTRIBUTIONS[close[0]]}."
     elif close:
         advice = f" Did you mean {close[0]}://?"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ekiden.app import Ekiden
 
-app = Ekiden("probe", broker="memory://ekiden-probe", backend="memory://ekiden-probe")
+STORE = "memory://ekiden-probe"
+app = Ekiden("probe", broker="memory://ekiden-probe", backend=STORE)
 
 
 @app.task

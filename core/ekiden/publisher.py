@@ -6,7 +6,9 @@ interrupted, the next one waiting takes over. No thread is needed for callers th
 one thread, started at the first one, publishes and resolves their futures.
 
 State: ``_waiting`` (guarded by ``_mutex``) holds the batches nobody has an answer for; ``_leading`` is held by the
-caller that publishes. A forked child starts with new locks and nothing waiting.
+caller that publishes. Whoever waits is called when its answer is there, or when it is its turn to publish: each by
+itself, so that nobody whose answer is there queues behind the next publish. A forked child starts with new locks and
+nothing waiting.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 from ekiden.errors import BrokerUnavailable, TransportError
 from ekiden.message import Message, Published, PublishOutcome
@@ -25,16 +28,24 @@ from ekiden.transport import Transport
 if TYPE_CHECKING:
     from ekiden.futures import PublishingThread
 
+Answer = TypeVar("Answer")
+
 
 class _Batch:
-    """One caller's messages, and their answers once they are known."""
+    """One caller's messages, and their answers once they are known. ``called`` gets an item when it is to look."""
 
-    __slots__ = ("answers", "error", "messages")
+    __slots__ = ("answers", "called", "error", "messages")
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = messages
         self.answers: list[Published] | None = None
         self.error: Exception | None = None
+        self.called: SimpleQueue[None] = SimpleQueue()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it is known what became of the messages."""
+        return self.answers is not None or self.error is not None
 
 
 class Publisher:
@@ -63,15 +74,23 @@ class Publisher:
                         return self._transport().publish(messages)
                     finally:
                         self._leading.release()
+                        if self._waiting:
+                            self._call_next()
                 return self._publish_together(messages, deadline, how.timeout)
-            except BrokerUnavailable:
+            except BrokerUnavailable as error:
                 tries += 1
-                if how.retry is None or (how.retry.max_retries is not None and tries > how.retry.max_retries):
-                    raise
-                pause = how.retry.pause(tries)
-                if time.monotonic() + pause >= deadline:
-                    raise
-            time.sleep(pause * random.uniform(0.5, 1.0))  # not all at once, when many wait for one broker
+                _pause_after(error, tries, how, deadline)
+
+    def persist(self, act: Callable[[], Answer], how: Publishing) -> Answer:
+        """Do what has to be done at the broker before publishing, and try it again as ``publish`` would."""
+        deadline = time.monotonic() + how.timeout
+        tries = 0
+        while True:
+            try:
+                return act()
+            except BrokerUnavailable as error:
+                tries += 1
+                _pause_after(error, tries, how, deadline)
 
     def _publish_together(self, messages: Sequence[Message], deadline: float, timeout: float) -> list[Published]:
         """Wait for whoever is publishing; by then our messages have been taken along, or it is our turn to take all."""
@@ -79,28 +98,45 @@ class Publisher:
         with self._mutex:
             self._waiting.append(batch)
         try:
-            if not self._leading.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise BrokerUnavailable(
-                    f"{messages[0].queue}: nothing could be published within {timeout:g} s; the broker does not answer."
-                )
-            try:
-                if batch.answers is None and batch.error is None:
-                    self._publish_waiting()
-            finally:
-                self._leading.release()
+            while not batch.is_answered:
+                if self._leading.acquire(blocking=False):
+                    try:
+                        self._publish_waiting()
+                    finally:
+                        self._leading.release()
+                        self._call_next()
+                else:
+                    batch.called.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            raise BrokerUnavailable(
+                f"{messages[0].queue}: nothing could be published within {timeout:g} s; the broker does not answer."
+            ) from None
         finally:
-            with self._mutex:
-                if batch in self._waiting:
-                    self._waiting.remove(batch)
+            if not batch.is_answered:
+                self._leave(batch)
         if batch.error is not None:
             raise batch.error
         assert batch.answers is not None
         return batch.answers
 
+    def _leave(self, batch: _Batch) -> None:
+        """Wait no more. It may have been our turn."""
+        with self._mutex:
+            if batch in self._waiting:
+                self._waiting.remove(batch)
+        self._call_next()
+
+    def _call_next(self) -> None:
+        with self._mutex:
+            if self._waiting:
+                self._waiting[0].called.put(None)
+
     def _publish_waiting(self) -> None:
         """Publish what everybody waits for. An interruption leaves the batches waiting for the next caller."""
         with self._mutex:
             batches = list(self._waiting)
+        if not batches:
+            return
         transport = self._transport()
         messages = batches[0].messages if len(batches) == 1 else [each for b in batches for each in b.messages]
         try:
@@ -114,7 +150,9 @@ class Publisher:
                 batch.answers = answers[start : start + len(batch.messages)]
                 start += len(batch.messages)
         with self._mutex:
-            self._waiting = [each for each in self._waiting if each.answers is None and each.error is None]
+            self._waiting = [each for each in self._waiting if not each.is_answered]
+        for batch in batches:
+            batch.called.put(None)
 
     async def publish_async(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
         """The same for ``async`` callers: their messages go out together, from one thread."""
@@ -139,6 +177,16 @@ class Publisher:
         self._leading = threading.Lock()
         self._waiting = []
         self._async = None
+
+
+def _pause_after(error: BrokerUnavailable, tries: int, how: Publishing, deadline: float) -> None:
+    """Wait before the next try; or raise ``error``, where there is to be none."""
+    if how.retry is None or (how.retry.max_retries is not None and tries > how.retry.max_retries):
+        raise error
+    pause = how.retry.pause(tries)
+    if time.monotonic() + pause >= deadline:
+        raise error
+    time.sleep(pause * random.uniform(0.5, 1.0))  # not all at once, when many wait for one broker
 
 
 def _own_error(error: TransportError) -> TransportError:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ekiden.message import HeaderValue
+from ekiden.replies import reply_queue
 from ekiden.signature import Call
 
 
@@ -82,6 +83,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     def parent_id(self) -> str | None:
         """The id of the task that sent this one, or that this one follows."""
         return self.call.parent
+
+    @property
+    def reply_to(self) -> str | None:
+        """The queue at which the sender waits for replies, if its results are not stored."""
+        return reply_queue(self.headers)
 
     @property
     def delivery_info(self) -> dict[str, Any]:

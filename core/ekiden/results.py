@@ -23,6 +23,7 @@ from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
+    from ekiden.transport import Transport
     from ekiden.urls import BrokerURL
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,19 @@ class Backend(ABC):
     """
 
     stores: bool = True
-    """False for a backend that only passes results on (``rpc``): then ``begin``, ``join`` and records are refused."""
+    """False for a backend that only passes results on (``rpc``): then ``put``, ``begin``, ``join`` and records are
+    refused, and ``get`` and ``wait`` raise UnknownResult for tasks whose results cannot come here."""
 
     @abstractmethod
     def __init__(self, url: BrokerURL) -> None: ...
+
+    def expect(self, ids: Sequence[str], transport: Callable[[], Transport]) -> str | None:
+        """Asked before calls are sent: the queue that their results are to be sent to; None where they are stored.
+
+        ``transport`` opens the one that results would come over. Raises BrokerUnavailable when there can be no such
+        queue now.
+        """
+        return None
 
     @abstractmethod
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
@@ -164,6 +174,13 @@ class Backend(ABC):
     def scan(self, prefix: str) -> list[Record]:
         """Every record whose key begins with ``prefix``, sorted by key."""
 
+    def warnings(self) -> list[str]:
+        """What an operator should change at this store as it is set up now: one sentence each, for ``ekiden doctor``.
+
+        Raises BackendError when the store cannot be asked.
+        """
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Close every connection and wake whoever waits. May be called again."""
@@ -185,7 +202,7 @@ class ResultSource(Protocol):
     """Where an AsyncResult asks: an app."""
 
     def opened_backend(self) -> Backend:
-        """The backend. Raises ConfigurationError where the app has none."""
+        """The backend. Raises ConfigurationError for a URL that cannot work."""
         ...
 
     def waiting_thread(self) -> WaitingThread:
@@ -206,6 +223,10 @@ class ResultSource(Protocol):
 
 
 _LONGEST_WAIT = 60.0
+_MAYBE_LOST = (
+    " Or it has ended and its reply was lost: that is so when the broker lost the reply queue of this process (it was "
+    "restarted, the queue deleted) or the connection to it for long. A backend that stores loses none."
+)
 
 
 class AsyncResult(Generic[R_co]):
@@ -323,6 +344,7 @@ class AsyncResult(Generic[R_co]):
     def __await__(self) -> Generator[Any, None, R_co]:
         stored = self._final
         if stored is None:
+            self._check_can_come()
             stored = yield from self._source.waiting_thread().wait(self.id).__await__()
             self._final = stored
         value: R_co = self._returned(stored, propagate=True)
@@ -342,6 +364,7 @@ class AsyncResult(Generic[R_co]):
                 except Exception:
                     logger.exception("%s: the callback %r failed", self.id, callback)
 
+        self._check_can_come()
         self._source.waiting_thread().call_when_final(self.id, finish)
         return self
 
@@ -379,6 +402,12 @@ class AsyncResult(Generic[R_co]):
             self._final = stored
         return stored
 
+    def _check_can_come(self) -> None:
+        """Raise UnknownResult, here rather than in the thread that waits, where no result can come."""
+        backend = self._source.opened_backend()
+        if not backend.stores:
+            backend.get([self.id])
+
     def _record(self) -> OutcomeRecord:
         stored = self._stored()
         return OutcomeRecord() if stored is None else decode_outcome(stored.body)
@@ -396,6 +425,7 @@ class AsyncResult(Generic[R_co]):
             if deadline is not None and time.monotonic() >= deadline:
                 raise ResultTimeout(
                     f"task {self.id} had not ended after {timeout:g} s; it is {self.state} and goes on; ask later."
+                    + ("" if backend.stores else _MAYBE_LOST)
                 )
 
     def _value_of(self, stored: StoredResult) -> Any:

@@ -53,7 +53,7 @@ class Settings:
     broker_url: str | None = setting(None, "The broker. Without one: a SQLite file in `.ekiden/` of the project.")
     result_backend: str | None = setting(
         None,
-        "Where results are stored. Without one: at the broker, where it stores results.",
+        "Where results are stored. Without one: at the broker, where it stores results, else `rpc://`.",
     )
     include: tuple[str, ...] = setting((), "Modules that a worker imports so that their tasks are known.")
     task_default_queue: str = setting(
@@ -219,7 +219,7 @@ _INSTEAD = {
     "worker_task_log_format": "--log-format text or json; or configure logging before the worker does",
     "worker_redirect_stdouts": "standard output is left alone; delete the line",
     "worker_soft_shutdown_timeout": "worker_grace: what has not ended by then comes back",
-    "worker_state_db": "revocations are records in the backend; delete the line",
+    "worker_state_db": "revocations are records in the backend, where it stores; delete the line",
 }
 _INSTEAD_BY_PREFIX = {
     "beat_": "there are no schedules yet; have a timer of the system send the task",

@@ -2,6 +2,8 @@
 
 Always in this order: the result is stored, then the delivery is settled together with what follows from it. What cannot
 be stored or settled now is kept, renewed and tried again; meanwhile ``in_trouble`` tells the receiver to claim no more.
+A reply to who waits for one goes with the settling; where many are due at once to the same caller they go before it,
+in one message.
 One thread does all of it, so the consumer is settled, released and extended by one thread only.
 """
 
@@ -18,12 +20,13 @@ import msgspec
 from ekiden.app import Ekiden
 from ekiden.codec import OutcomeRecord, encode_outcome, failure_record, type_name
 from ekiden.errors import BackendError, BrokerRefused, EkidenError, TransportError
-from ekiden.execution import Context, Verdict, keeps_result, verdict
+from ekiden.execution import Context, Verdict, keeps_result, verdict, wanted_reply_queue
 from ekiden.job import Job
-from ekiden.message import Ending, Settled, SettleOutcome
+from ekiden.message import Ending, Settled, SettleOutcome, derived_id, new_id
 from ekiden.options import publishing
 from ekiden.outcomes import Failed, Postponed, Rejected, Retried, SecondCopy, Succeeded, Unprocessable
 from ekiden.publisher import refusal
+from ekiden.replies import REPLY_TO_HEADER, reply_message
 from ekiden.results import Backend, StoredResult
 from ekiden.states import State
 from ekiden.transport import Consumer
@@ -36,6 +39,9 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 3
 _CLOSE_SECONDS = 2.0
 _REFUSED_DELAY_SECONDS = 60.0
+_FEW_REPLIES = 3
+_REPLIES_AT_ONCE = 500
+_SMALL_REPLY_BYTES = 2000
 
 
 class _First:
@@ -62,15 +68,20 @@ class _GiveBack(msgspec.Struct, frozen=True):
 
 
 class _Unsettled:
-    """An ended job on its way: first its result is stored, then its delivery is ended."""
+    """An ended job on its way: first its result is stored, then its delivery is ended.
 
-    __slots__ = ("job", "refused", "stored", "verdict")
+    ``replied``: the reply it owes, if any, has been sent, or is among ``publish``.
+    """
+
+    __slots__ = ("job", "publish", "refused", "replied", "stored", "verdict")
 
     def __init__(self, job: Job, found: Verdict) -> None:
         self.job = job
         self.refused = False
         self.verdict = found
         self.stored = found.result is None
+        self.replied = found.reply is None
+        self.publish = found.publish
 
 
 class Settler:
@@ -266,14 +277,20 @@ class Settler:
         )
 
     def _store(self) -> None:
-        results = [self._started_result(each.job) for each in self._starts if _keeps_result(each.job)]
+        started = [(each.job, self._started_result(each.job)) for each in self._starts if _keeps_result(each.job)]
+        results = [result for _, result in started]
         storing = [each for each in self._unsettled if not each.stored and not each.job.lost]
         results += [each.verdict.result for each in storing if each.verdict.result is not None]
         if results and self._backend is not None:
             self._backend.put(results)
+        if started:
+            self._tell_started(started)
         self._starts.clear()
         for each in storing:
             each.stored = True
+        replying = [each for each in self._unsettled if not each.replied and not each.job.lost]
+        if replying:
+            self._reply(replying)
 
     def _started_result(self, job: Job) -> StoredResult:
         assert job.call is not None
@@ -288,6 +305,51 @@ class Settler:
         )
         expires = self._app.conf.result_expires
         return StoredResult(call.id, State.STARTED, call.retries, encode_outcome(record), expires)
+
+    def _tell_started(self, started: list[tuple[Job, StoredResult]]) -> None:
+        """Tell those who wait for replies that bodies have started."""
+        by_queue: dict[str, list[StoredResult]] = {}
+        for job, result in started:
+            queue = _reply_queue(job)
+            if queue is not None:
+                by_queue.setdefault(queue, []).append(result)
+        if by_queue and (refused := self._publish_replies(by_queue)):
+            logger.error("the broker takes no reply that says STARTED: %s", refused)
+
+    def _reply(self, replying: list[_Unsettled]) -> None:
+        """Send the many replies to one caller together; have the few, and the large ones, go with the settling."""
+        by_queue: dict[str, list[_Unsettled]] = {}
+        for each in replying:
+            reply, queue = each.verdict.reply, each.verdict.reply_to
+            if reply is not None and queue is not None and len(reply.body) <= _SMALL_REPLY_BYTES:
+                by_queue.setdefault(queue, []).append(each)
+        many = {queue: group for queue, group in by_queue.items() if len(group) > _FEW_REPLIES}
+        together = {
+            queue: [each.verdict.reply for each in group if each.verdict.reply] for queue, group in many.items()
+        }
+        if together and not self._publish_replies(together):
+            for group in many.values():
+                for each in group:
+                    each.replied = True
+        for each in replying:
+            reply, queue = each.verdict.reply, each.verdict.reply_to
+            if not each.replied and reply is not None and queue is not None:
+                message_id = derived_id(each.job.delivery.message.id, "reply")
+                each.publish = (*each.publish, reply_message((reply,), queue, message_id))
+                each.replied = True
+
+    def _publish_replies(self, by_queue: dict[str, list[StoredResult]]) -> BrokerRefused | None:
+        """Publish replies, each caller's together; or say why the broker refuses one. Raises other TransportErrors."""
+        messages = [
+            reply_message(group[start : start + _REPLIES_AT_ONCE], queue, new_id())
+            for queue, group in by_queue.items()
+            for start in range(0, len(group), _REPLIES_AT_ONCE)
+        ]
+        how = publishing(self._app.conf, retry=False)  # the settler itself tries again
+        error = refusal(messages, self._app.publisher.publish(messages, how))
+        if error is not None and not isinstance(error, BrokerRefused):
+            raise error
+        return error
 
     def _settle_firsts(self) -> None:
         answers = self._consumer.settle([Ending(each.job.delivery) for each in self._firsts])
@@ -311,7 +373,7 @@ class Settler:
         settling = [each for each in self._unsettled if each.verdict.release is None and not each.job.settled]
         if not settling:
             return
-        answers = self._consumer.settle([Ending(each.job.delivery, each.verdict.publish) for each in settling])
+        answers = self._consumer.settle([Ending(each.job.delivery, each.publish) for each in settling])
         ended = set()
         refused = False
         for each, answer in zip(settling, answers, strict=True):
@@ -333,10 +395,10 @@ class Settler:
 
     def _publish_for_settled(self) -> None:
         for each in [each for each in self._unsettled if each.job.settled]:
-            if each.verdict.publish:
+            if each.publish:
                 how = publishing(self._app.conf, retry=False)  # the settler itself tries again
-                answers = self._app.publisher.publish(each.verdict.publish, how)
-                error = refusal(each.verdict.publish, answers)
+                answers = self._app.publisher.publish(each.publish, how)
+                error = refusal(each.publish, answers)
                 if isinstance(error, BrokerRefused):
                     self._publish_no_more_of(each, error)
                     continue
@@ -347,16 +409,17 @@ class Settler:
 
     def _publish_no_more_of(self, each: _Unsettled, error: BrokerRefused) -> None:
         """The broker will never take what follows: a copy goes to the dead letters instead, if it takes that."""
-        was_refused, each.refused = each.refused, True
-        if was_refused:
+        if each.refused:
             logger.error("%s: the broker takes no copy of it for the dead letters: %s", each.job, error)
             release = None if each.job.settled else _REFUSED_DELAY_SECONDS
-            each.verdict = msgspec.structs.replace(each.verdict, publish=(), release=release)
+            each.verdict = Verdict(release=release)
+            each.publish = ()
             return
         logger.error("%s goes to the dead letters: the broker does not take what follows: %s", each.job, error)
         # A success that is stored already stays one; a next try that never comes is a failure.
-        each.verdict = self._unsendable(each.job, error, self._context())
-        each.stored = each.verdict.result is None
+        instead = _Unsettled(each.job, self._unsendable(each.job, error, self._context()))
+        instead.refused = True
+        self._unsettled[self._unsettled.index(each)] = instead
 
     def _release(self) -> None:
         for giving_back in list(self._giving_back):
@@ -414,6 +477,12 @@ class Settler:
 
 def _keeps_result(job: Job) -> bool:
     return job.call is not None and keeps_result(job.call, None if job.work is None else job.work.policy)
+
+
+def _reply_queue(job: Job) -> str | None:
+    if job.call is None or REPLY_TO_HEADER not in job.delivery.message.headers:
+        return None
+    return wanted_reply_queue(job.delivery.message, job.call, None if job.work is None else job.work.policy)
 
 
 def _raise_failed(answers: Iterable[Settled]) -> None:

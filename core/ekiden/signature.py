@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from ekiden.errors import MisuseError
-from ekiden.message import HeaderValue
+from ekiden.message import HeaderValue, derived_id
 from ekiden.options import PositiveSeconds, Priority, call_options, check_call_options
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     immutable: bool = False
     on_success: tuple[Step, ...] = ()
     on_error: tuple[Step, ...] = ()
+
+
+def follow_up_id(step: Step, task_id: str, why: str) -> str:
+    """The id of the task that ``step`` of ``task_id`` makes; ``why`` says which step: "success 0", "error 1", ..."""
+    return step.task_id or derived_id(task_id, why)
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):

@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -43,10 +44,30 @@ def obey(number: signal.Signals, action: Callable[[], object] | None) -> None:
             action()
 
     signal.signal(number, act)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: signal.signal(number, signal.SIG_DFL))
     if hasattr(signal, "pthread_sigmask"):
+        _forks_do_not_inherit(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+
+
+def _forks_do_not_inherit(number: signal.Signals) -> None:
+    """A forked process has the signal's default action, and hears it from then on.
+
+    Python forgets a signal that comes between the fork and that: whoever sent it would wait for the process's end for
+    ever, as a multiprocessing.Pool does that is left at once.
+    """
+    heard = threading.local()
+
+    def before() -> None:
+        heard.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+
+    def after() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard.mask)
+
+    def in_child() -> None:
+        signal.signal(number, signal.SIG_DFL)
+        after()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)
 
 
 def ignore_interrupts() -> None:

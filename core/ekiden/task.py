@@ -31,18 +31,22 @@ from ekiden.message import HeaderValue, Message, Published, new_id
 from ekiden.options import (
     NOTHING_SAID,
     CallOptions,
+    Publishing,
     TaskOptions,
     call_options,
     check_call_options,
     merge,
     policy,
+    publishing,
 )
 from ekiden.publisher import Publisher, refusal
+from ekiden.replies import REPLY_TO_HEADER, reply_message, wanted_results
 from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
 from ekiden.retry import retry_delay, tries_left
 from ekiden.settings import Settings
 from ekiden.signature import Call, Sender, Signature, check_links, seconds_until
+from ekiden.transport import Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +61,15 @@ class TaskApp(ResultSource, Sender, Protocol):
 
     conf: Settings
     publisher: Publisher
+    wants_replies: bool | None
+    """Whether results come as replies, because no backend stores them; None until ``stores_results`` was asked."""
 
     def apply_message(self, message: Message) -> StoredResult:
         """Execute a message here and now, the way a worker would."""
+        ...
+
+    def opened_transport(self) -> Transport:
+        """The transport."""
         ...
 
     def opened_backend(self) -> Backend:
@@ -67,7 +77,7 @@ class TaskApp(ResultSource, Sender, Protocol):
         ...
 
     def stores_results(self) -> bool:
-        """Whether there is one."""
+        """Whether it stores results; else they come as replies."""
         ...
 
 
@@ -193,7 +203,7 @@ class Task(Generic[P, R]):
             retry_policy=retry_policy,
             publish_timeout=publish_timeout,
         )
-        return send(app, self._message(app, args, kwargs or {}, options), options)
+        return send(app, self._message(app, args, kwargs or {}, options), options, self.options)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for ``async`` callers: the event loop runs on until the broker has the message."""
@@ -205,11 +215,17 @@ class Task(Generic[P, R]):
         """``apply_async`` for ``async`` callers, with the same options."""
         app = self._find_app(self.name)
         checked = call_options(self.name, options)
-        message = self._message(app, args, kwargs or {}, checked)
-        _make_ready(app, [message], checked.chosen_ids())
-        answers = await app.publisher.publish_async((message,), checked.publishing(app.conf))
-        _check_and_note([message], answers)
-        return AsyncResult(message.id, app)
+        messages: Sequence[Message] = (self._message(app, args, kwargs or {}, checked),)
+        how = checked.publishing(app.conf)
+        if not app.stores_results():
+            import asyncio  # 40 ms to import, and not every program awaits
+
+            # A reply queue may have to be opened, which waits for the broker.
+            messages = await asyncio.to_thread(_addressed, app, messages, self.options, how)
+        _make_ready(app, messages, checked.chosen_ids())
+        answers = await app.publisher.publish_async(messages, how)
+        _check_and_note(messages, answers)
+        return AsyncResult(messages[0].id, app)
 
     def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any] | Signature], **options: Any
@@ -223,12 +239,15 @@ class Task(Generic[P, R]):
         shared = call_options(self.name, options)
         if shared.task_id is not None:
             raise ConfigurationError(f"{self.name}.enqueue_many() cannot give one task_id to many calls; leave it out.")
+        how = shared.publishing(app.conf)
         results: list[AsyncResult[R]] = []
         for batch in _batches(calls, _BATCH_SIZE):
-            messages = [self._message_of(app, call, shared) for call in batch]
+            messages: Sequence[Message] = [self._message_of(app, call, shared) for call in batch]
             chosen = [call.id for call in batch if isinstance(call, Signature) and call.id is not None]
+            if not app.stores_results():
+                messages = _addressed(app, messages, self.options, how)
             _make_ready(app, messages, chosen)
-            _check_and_note(messages, app.publisher.publish(messages, shared.publishing(app.conf)))
+            _check_and_note(messages, app.publisher.publish(messages, how))
             results.extend(AsyncResult(message.id, app) for message in messages)
         return results
 
@@ -354,7 +373,10 @@ class Task(Generic[P, R]):
         return retry  # type: ignore[misc]  # throw=False: the body raises it itself
 
     def update_state(self, task_id: str | None = None, state: str = "PROGRESS", meta: Any = None) -> None:
-        """Tell whoever asks for the result how far it is: ``state`` and ``meta`` become its state and result."""
+        """Tell whoever asks for the result how far it is: ``state`` and ``meta`` become its state and result.
+
+        Of another task (``task_id``) it can only be told where results are stored.
+        """
         request = self.request
         target = task_id or (None if request.called_directly else request.id)
         if target is None:
@@ -368,8 +390,16 @@ class Task(Generic[P, R]):
             parent=request.call.parent,
             root=request.call.root,
         )
-        stored = StoredResult(target, state, request.retries, encode_outcome(record), self.app.conf.result_expires)
-        self.app.opened_backend().put([stored])
+        app = self.app
+        stored = StoredResult(target, state, request.retries, encode_outcome(record), app.conf.result_expires)
+        if app.stores_results():
+            app.opened_backend().put([stored])
+        reply_to = request.reply_to if target == request.id else None
+        if reply_to is not None:
+            messages = (reply_message((stored,), reply_to, new_id()),)
+            error = refusal(messages, app.publisher.publish(messages, publishing(app.conf)))
+            if error is not None:
+                raise error
 
     # Handlers: override them in a subclass and declare with base=.
 
@@ -470,12 +500,39 @@ def compose(
     )
 
 
-def send(app: TaskApp, message: Message, options: CallOptions) -> AsyncResult[Any]:
+def send(app: TaskApp, message: Message, options: CallOptions, declared: TaskOptions | None = None) -> AsyncResult[Any]:
     """Publish one call's message and return its result to come. Raises as ``delay`` does."""
-    messages = (message,)
+    messages: Sequence[Message] = (message,)
+    how = options.publishing(app.conf)
+    if app.wants_replies is not False and not app.stores_results():
+        messages = _addressed(app, messages, declared, how)
     _make_ready(app, messages, options.chosen_ids())
-    _check_and_note(messages, app.publisher.publish(messages, options.publishing(app.conf)))
+    _check_and_note(messages, app.publisher.publish(messages, how))
     return AsyncResult(message.id, app)
+
+
+def _addressed(
+    app: TaskApp, messages: Sequence[Message], declared: TaskOptions | None, how: Publishing
+) -> Sequence[Message]:
+    """The same messages, with where replies are to be sent for those that will bring any; they are expected from now.
+
+    Raises BrokerUnavailable when the reply queue cannot be opened within the publish timeout.
+    """
+    ignored = app.conf.task_ignore_result
+    if declared is not None and declared.ignore_result is not UNSET:
+        ignored = declared.ignore_result
+    wanted = [wanted_results(message.body, ignored_by_default=ignored) for message in messages]
+    ids = [task_id for each in wanted for task_id in each]
+    if not ids:
+        return messages
+    backend = app.opened_backend()
+    queue = app.publisher.persist(lambda: backend.expect(ids, app.opened_transport), how)
+    if queue is None:
+        return messages
+    return [
+        msgspec.structs.replace(message, headers={**message.headers, REPLY_TO_HEADER: queue}) if each else message
+        for message, each in zip(messages, wanted, strict=True)
+    ]
 
 
 def _make_ready(app: TaskApp, messages: Sequence[Message], chosen_ids: Sequence[str]) -> None:

@@ -45,6 +45,8 @@ class TransportDescription(msgspec.Struct, frozen=True, kw_only=True):
 
     ``shortest_lease`` and ``dead_consumer_noticed_within`` (beyond the lease) are seconds; ``wakes_within`` is the
     longest an idle consumer may take to notice a message when the wake-up signal was lost, in seconds.
+    ``browsing_counts``: a broker that can show a message only by handing it out counts that as an attempt, and may
+    change the order.
     """
 
     summary: str
@@ -55,6 +57,8 @@ class TransportDescription(msgspec.Struct, frozen=True, kw_only=True):
     dead_consumer_noticed_within: float
     wakes_within: float
     names_duplicates: bool = True
+    browsing_counts: bool = False
+    purges_delayed: bool = True
     browses_delayed: bool = True
     browses_leased: bool = True
     counts_delayed: bool = True
@@ -113,7 +117,10 @@ class Transport(ABC):
 
     @abstractmethod
     def purge(self, queue: str) -> int:
-        """Delete the ready and delayed messages of ``queue`` and return how many there were; leased ones stay."""
+        """Delete the ready and delayed messages of ``queue`` and return how many there were; leased ones stay.
+
+        Delayed ones stay too where ``description.purges_delayed`` is False.
+        """
 
     @abstractmethod
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
@@ -122,6 +129,18 @@ class Transport(ABC):
     @abstractmethod
     def listen(self, topic: str) -> Listener:
         """A listener that is subscribed to ``topic`` when this returns."""
+
+    def warnings(self, queues: Sequence[str]) -> list[str]:
+        """What an operator should change at this broker as it is set up now, and at ``queues``: one sentence each.
+
+        ``ekiden doctor`` shows them. Raises BrokerUnavailable when the broker cannot be asked.
+        """
+        return []
+
+    @property
+    def longest_hold(self) -> float | None:
+        """After so many seconds the broker takes a delivery back however often it is extended; None: never."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -8,6 +8,8 @@ authority is taken apart here.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote
@@ -17,6 +19,9 @@ import msgspec
 from ekiden.errors import ConfigurationError
 
 Options = TypeVar("Options", bound=msgspec.Struct)
+
+_PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+_HIDDEN = r"\1***"
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -29,7 +34,8 @@ class Host(msgspec.Struct, frozen=True):
 class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """A parsed URL. ``path`` is percent-decoded, without its first slash. ``str()`` and ``repr()`` hide the password.
 
-    ``text`` is the URL as it was given, for a client library that parses it again. It holds the password.
+    ``text`` is the URL as it was given, for a client library that parses it again. It holds the password. Of an
+    option that is given several times ``options`` has the last value, and ``repeated`` the name.
     """
 
     text: str
@@ -40,6 +46,7 @@ class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     hosts: tuple[Host, ...] = ()
     path: str = ""
     options: Mapping[str, str] = {}
+    repeated: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return without_password(self.text)
@@ -50,8 +57,11 @@ class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     def options_as(self, kind: type[Options]) -> Options:
         """The query options as a ``kind``, each converted to its field's type.
 
-        Raises ConfigurationError that names an option the transport does not have, or whose value does not fit.
+        Raises ConfigurationError that names an option the transport does not have, that is given twice, or whose
+        value does not fit.
         """
+        if self.repeated:
+            raise ConfigurationError(f"{self}: the option {self.repeated[0]!r} is given twice; keep one.")
         known = {field.encode_name for field in msgspec.structs.fields(kind)}
         for name in self.options:
             if name not in known:
@@ -78,6 +88,9 @@ def parse_url(text: str) -> BrokerURL:
     authority, _, path = rest.partition("/")
     credentials, at, hosts_text = authority.rpartition("@")
     username, colon, password = credentials.partition(":")
+    given = parse_qsl(query, keep_blank_values=True)
+    options = dict(given)
+    counts = Counter(name for name, _ in given)
     return BrokerURL(
         text=text,
         scheme=scheme,
@@ -86,12 +99,16 @@ def parse_url(text: str) -> BrokerURL:
         password=unquote(password) if colon else None,
         hosts=_parse_hosts(hosts_text, text),
         path=unquote(path),
-        options=_parse_options(query, text),
+        options=options,
+        repeated=tuple(name for name, count in counts.items() if count > 1),
     )
 
 
 def without_password(text: str) -> str:
-    """``text`` with the password of a URL in it replaced by ``***``; other text comes back as it is."""
+    """``text`` with the passwords of a URL in it replaced by ``***``; other text comes back as it is.
+
+    That is what follows the user's name, and every option whose name ends with ``password``.
+    """
     scheme, separator, rest = text.partition("://")
     if not separator:
         return text
@@ -104,9 +121,9 @@ def without_password(text: str) -> str:
         tail = "".join(tail.partition("/")[1:])
     credentials, at, hosts = authority.rpartition("@")
     if not at or ":" not in credentials:
-        return text
+        return _PASSWORD_OPTION.sub(_HIDDEN, text)
     username = credentials.partition(":")[0]
-    return f"{scheme}://{username}:***@{hosts}{tail}"
+    return f"{scheme}://{username}:***@{hosts}{_PASSWORD_OPTION.sub(_HIDDEN, tail)}"
 
 
 def _parse_hosts(text: str, url: str) -> tuple[Host, ...]:
@@ -128,15 +145,6 @@ def _parse_host(text: str, url: str) -> Host:
             "a user name or password must be percent-encoded."
         )
     return Host(unquote(name), int(port) if port else None)
-
-
-def _parse_options(query: str, url: str) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in options:
-            raise ConfigurationError(f"{without_password(url)}: the option {name!r} is given twice; keep one.")
-        options[name] = value
-    return options
 
 
 def _shortened(text: str, length: int = 60) -> str:

@@ -30,7 +30,7 @@ from msgspec import UNSET
 from ekiden import hooks
 from ekiden.app import Ekiden, target_of
 from ekiden.codec import decode_call, failure_record
-from ekiden.control import revocations
+from ekiden.control import HeardRevocations, revocations
 from ekiden.control_listener import ControlListener
 from ekiden.errors import (
     BackendError,
@@ -61,8 +61,10 @@ _RECEIVE_SECONDS = 1.0
 _BURST_RECEIVE_SECONDS = 0.1
 _NO_ROOM_SECONDS = 0.25
 _IN_HAND_SECONDS = 0.1
+_CLAIMS_IN_HAND = 3
 _WAITED_TOO_LONG_SECONDS = 0.5
 _RATE_WINDOW_SECONDS = 0.02
+_RATE_STEP_SECONDS = 0.05
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
@@ -116,13 +118,36 @@ class Worker:
         if self._consumer is not None:
             self._consumer.stop()
 
+    def warnings(self) -> list[str]:
+        """What its tasks should not rely on with this broker and backend: one sentence each.
+
+        Raises BrokerUnavailable where the broker has to be asked and does not answer.
+        """
+        found = []
+        held = self._app.opened_transport().longest_hold
+        if held is not None:
+            limited = [name for name, each in self._policies.items() if (each.time_limit or 0.0) > held]
+            if limited:
+                found.append(
+                    f"the broker takes back what a worker holds for more than {held:g} s, and gives it to another one: "
+                    f"the time_limit is longer of {', '.join(limited)}"
+                )
+        rated = [name for name, each in self._policies.items() if each.rate is not None]
+        if rated and not self._app.stores_results():
+            found.append(
+                f"rate limits hold for each worker process by itself, because no backend stores what all have started: "
+                f"{', '.join(rated)}"
+            )
+        return found
+
     def run(self) -> bool:
         """Work until stopped. False if a body was still running when the grace was over.
 
         Raises ConfigurationError for what cannot work, BrokerUnavailable when the broker cannot be reached at start.
         """
         app = self._app
-        backend = app.opened_backend() if app.stores_results() else None
+        opened = app.opened_backend()
+        backend = opened if opened.stores else None
         self._consumer = consumer = app.opened_transport().consumer(
             self.queues, lease=self.lease, prefetch=self.prefetch, name=self.name, strict=self._options.strict
         )
@@ -160,6 +185,7 @@ class Worker:
             settler=settler,
             runner=runner,
             policies=self._policies,
+            heard=ears.heard,
         )
         hooks.worker_ready.send(self.name)
         self.ready.set()
@@ -199,15 +225,15 @@ class Worker:
         """Wait until nothing is to be claimed any more, at most ``seconds``."""
         self._stopping.wait(seconds)
 
-    def starts_shortly(self, settler: Settler) -> int:
-        """How many bodies will start within a tenth of a second, if it goes on as it went."""
+    def starts_within(self, seconds: float, settler: Settler) -> int:
+        """How many bodies will start within so many seconds, if it goes on as it went."""
         now = time.monotonic()
         elapsed = now - self._rate_measured_at
         if elapsed >= _RATE_WINDOW_SECONDS:
             self._rate = 0.5 * self._rate + 0.5 * (settler.ended - self._rate_measured_count) / elapsed
             self._rate_measured_at = now
             self._rate_measured_count = settler.ended
-        return int(self._rate * _IN_HAND_SECONDS)
+        return int(self._rate * seconds)
 
     def is_burst(self) -> bool:
         """Whether to end when nothing is left."""
@@ -285,11 +311,13 @@ class _Receiver:
         settler: Settler,
         runner: Runner,
         policies: dict[str, Policy],
+        heard: HeardRevocations,
     ) -> None:
         self._worker = worker
         self._app = app
         self._consumer = consumer
-        self._backend = backend if backend is not None and backend.stores else None
+        self._backend = backend
+        self._heard = heard
         self._settler = settler
         self._runner = runner
         self._policies = policies
@@ -299,6 +327,7 @@ class _Receiver:
         self._has_sync = not all(task.is_async for task in app.tasks.values())
         self._pause = 0.0
         self._left = math.inf if worker.max_tasks is None else worker.max_tasks
+        self._ahead = _IN_HAND_SECONDS
 
     def run(self) -> None:
         """Until the worker is to stop, or, in a burst, nothing is left."""
@@ -310,8 +339,11 @@ class _Receiver:
                 worker.wait_for_room(_NO_ROOM_SECONDS)
                 self._give_back_what_waits_too_long()
                 continue
+            began = time.monotonic()
             try:
                 deliveries = self._consumer.receive(room, wait)
+                if len(deliveries) == room:
+                    self._ahead = _ahead_of(time.monotonic() - began)
                 if not deliveries and worker.is_burst() and self._nothing_left():
                     return
             except TransportError as error:
@@ -332,7 +364,7 @@ class _Receiver:
     def _room_for_bodies(self) -> int:
         """How many more would start shortly. Whether in threads or in the loop shows only when they are here."""
         worker = self._worker
-        shortly = worker.starts_shortly(self._settler)
+        shortly = worker.starts_within(self._ahead, self._settler)
         in_loop = self._runner.in_loop()
         for_threads = worker.threads + shortly - (self._settler.unfinished() - in_loop)
         if not self._has_async:
@@ -436,14 +468,19 @@ class _Receiver:
 
     def _ask_backend(self, jobs: list[tuple[Job, Work]]) -> None:
         """What is revoked, and, for what may be a second copy, whether it has begun or ended elsewhere."""
-        if self._backend is None or not jobs:
+        if not jobs:
             return
-        revoked = revocations(self._backend, [work.call.id for _, work in jobs])
+        ids = [work.call.id for _, work in jobs]
+        revoked = {} if self._backend is None else revocations(self._backend, ids)
+        if self._heard.by_id:
+            revoked |= self._heard.of(ids, time.time())
         if revoked:
             for job, work in jobs:
                 if work.call.id in revoked:
                     job.outcome = Revoked()
                     signal_revoked(work)
+        if self._backend is None:
+            return
         fenced = [
             (job, work) for job, work in jobs if job.outcome is None and (work.call.fenced or job.delivery.attempt > 1)
         ]
@@ -469,7 +506,17 @@ class _Receiver:
             assert rate is not None
             for job, wait in zip(group, self._rates.take(name, rate, len(group), now), strict=True):
                 if wait > 0:
-                    job.outcome = Postponed(wait, "its rate limit")
+                    # What waits about equally long is given back in one act. A little early costs nothing: starts are
+                    # granted ahead by more than this.
+                    job.outcome = Postponed(max(wait - wait % _RATE_STEP_SECONDS, _RATE_STEP_SECONDS), "its rate limit")
+
+
+def _ahead_of(claim_seconds: float) -> float:
+    """For how many seconds of work there should be enough in hand, if a claim takes so long.
+
+    While a distant broker answers one claim, the bodies work on what the last ones brought.
+    """
+    return max(_IN_HAND_SECONDS, min(_CLAIMS_IN_HAND * claim_seconds, _WAITED_TOO_LONG_SECONDS))
 
 
 def message_time(message_id: str) -> float | None:

@@ -54,6 +54,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is loaded by now stays, so the collector need not look at it again and again
     try:
+        for warning in worker.warnings() if plan.introduces else ():
+            logger.warning("%s", warning)
         clean = worker.run()
     except ConfigurationError as error:
         _refuse(plan, error)
@@ -91,7 +93,7 @@ def _refuse(plan: Plan, error: EkidenError) -> NoReturn:
 
 def _introduce(app: Ekiden, worker: Worker) -> None:
     """Say what is worked for; passwords in URLs are hidden."""
-    results = app.backend_url() if app.stores_results() else "not stored"
+    results = app.backend_url() if app.stores_results() else "replied to who sent the call"
     logger.info("broker %s, results %s", app.broker_url(), results)
     logger.info("queues %s", ", ".join(worker.queues))
     logger.info("tasks %s", ", ".join(sorted(app.tasks)) or "none: the setting include names modules that have some")

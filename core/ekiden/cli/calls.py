@@ -149,8 +149,9 @@ def revoke(target: str, task_ids: tuple[str, ...], terminate: bool) -> None:
     ekiden revoke shop:app 0190d0c3f6ab4b1f...
 
     A task that is running already goes on, unless --terminate ends it. The result of a revoked task says REVOKED once
-    a worker has come to its message.
+    a worker has come to its message. Where no backend stores results, only workers that run now hear of it.
     """
     with open_app(target) as app:
         app.revoke(task_ids, terminate=terminate)
-    click.echo(f"Revoked {', '.join(task_ids)}.")
+        told = "" if app.stores_results() else " The workers that run now were told; nothing is stored of it."
+    click.echo(f"Revoked {', '.join(task_ids)}.{told}")

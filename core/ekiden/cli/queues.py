@@ -55,11 +55,14 @@ def purge(target: str, queue: str, yes: bool) -> None:
 def delete_messages(app: Ekiden, queue: str, *, yes: bool) -> None:
     """Purge, after asking on a terminal; without one ``--yes`` is the answer."""
     depth = app.transport.depth(queue)
-    held = (depth.ready or 0) + (depth.delayed or 0)
+    takes_delayed = app.transport.description.purges_delayed
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"this deletes what is in {queue}; say --yes, because nobody can be asked here.")
-        click.confirm(f"Delete {plural(held, 'message')} of {queue}?", abort=True)
+        counted = (depth.ready or 0) + ((depth.delayed or 0) if takes_delayed else 0)
+        click.confirm(f"Delete {plural(counted, 'message')} of {queue}?", abort=True)
     deleted = app.transport.purge(queue)
-    left = f"; {depth.leased} that workers have in hand stay" if depth.leased else ""
-    click.echo(f"{plural(deleted, 'message')} of {queue} deleted{left}.")
+    held = f"; {depth.leased} that workers have in hand stay" if depth.leased else ""
+    may_leave_some = not takes_delayed and not queue.endswith(DEAD_SUFFIX)  # dead letters are never delayed
+    delayed = "; delayed ones, if there are any, stay: this broker cannot delete them" if may_leave_some else ""
+    click.echo(f"{plural(deleted, 'message')} of {queue} deleted{held}{delayed}.")

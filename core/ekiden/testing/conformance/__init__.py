@@ -19,42 +19,70 @@ not inherit from.
     BrokerClockConformance      the same, where all time is the broker's: workers' clocks may be wrong
     FullBrokerConformance       a broker too small for what it is sent
     SilentBrokerConformance     fixture ``silent``: a broker that does not answer
+    LostReplyConformance        a broker reached by TCP: it did what it was asked, and its answer was lost
+    SlowWireConformance         a broker reached by TCP: a slow wire, and one that is cut again and again
     BrokerRestartConformance    fixture ``restart_broker``: a broker that is stopped and started again
     LostWakeUpConformance       fixture ``silent_publisher``: a message that nobody was woken for
     BackendConformance          every backend that stores
     BackendProcessConformance   where several processes can open the store
+    FullBackendConformance      a store too small for what is put into it
+    SilentBackendConformance    fixture ``silent``: a store that does not answer
+    BackendWireConformance      a proxy in front of the store loses replies, cuts connections, and is slow
+    BackendRestartConformance   fixture ``restart_store``: a store that is stopped and started again
 
 Tests of more than some seconds carry the mark ``slow``.
 """
 
-from ekiden.testing.conformance.backends import BackendConformance
+from ekiden.testing.conformance.backend_trouble import (
+    BackendRestartConformance,
+    BackendWireConformance,
+    FullBackendConformance,
+    SilentBackendConformance,
+)
+from ekiden.testing.conformance.backends import Results
+from ekiden.testing.conformance.fence import Fence
+from ekiden.testing.conformance.joins import Joins
 from ekiden.testing.conformance.leases import Endings, LeaseExpiryConformance
 from ekiden.testing.conformance.looking import Looking
 from ekiden.testing.conformance.messages import Messages
 from ekiden.testing.conformance.processes import BackendProcessConformance, BrokerClockConformance, ProcessConformance
 from ekiden.testing.conformance.receiving import Delays, Receiving
+from ekiden.testing.conformance.records import Records
 from ekiden.testing.conformance.threads import Threads
 from ekiden.testing.conformance.topics import Topics
 from ekiden.testing.conformance.trouble import (
     BrokerRestartConformance,
     FullBrokerConformance,
+    LostReplyConformance,
     LostWakeUpConformance,
     SilentBrokerConformance,
+    SlowWireConformance,
 )
+from ekiden.testing.conformance.waiting import Waiting
 
 __all__ = [
     "BackendConformance",
     "BackendProcessConformance",
+    "BackendRestartConformance",
+    "BackendWireConformance",
     "BrokerClockConformance",
     "BrokerRestartConformance",
+    "FullBackendConformance",
     "FullBrokerConformance",
     "LeaseExpiryConformance",
+    "LostReplyConformance",
     "LostWakeUpConformance",
     "ProcessConformance",
+    "SilentBackendConformance",
     "SilentBrokerConformance",
+    "SlowWireConformance",
     "TransportConformance",
 ]
 
 
 class TransportConformance(Messages, Receiving, Delays, Endings, Looking, Topics, Threads):
     """What every transport promises."""
+
+
+class BackendConformance(Results, Waiting, Fence, Joins, Records):
+    """What every backend that stores promises."""

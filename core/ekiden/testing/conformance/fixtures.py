@@ -10,7 +10,8 @@ import pytest
 
 from ekiden.message import Delivery, Depth, Ending, HeaderValue, Message, SettleOutcome, new_id
 from ekiden.plugins import open_backend, open_transport
-from ekiden.results import Backend
+from ekiden.results import Backend, StoredResult
+from ekiden.states import SUCCESS, State
 from ekiden.transport import Consumer, Transport, TransportDescription
 
 Found = TypeVar("Found")
@@ -20,6 +21,12 @@ LONG_LEASE = 60.0
 
 PATIENCE = 10.0
 """How long (seconds) a test waits for what must happen, before it says that it did not."""
+
+DAY = 86_400.0
+"""How long (seconds) a store keeps what must not expire meanwhile."""
+
+A_USERS_OWN_STATE = "COMPILING"
+STATES = [*(state.value for state in State), A_USERS_OWN_STATE]
 
 
 def eventually(look: Callable[[], Found | None], *, what: str, within: float = PATIENCE) -> Found:
@@ -37,6 +44,13 @@ def eventually(look: Callable[[], Found | None], *, what: str, within: float = P
 def let_it_wait(seconds: float = 0.1) -> None:
     """Give a thread that was just started time to begin to wait. Where it has not, the test holds as well."""
     time.sleep(seconds)
+
+
+def a_result(
+    state: str = SUCCESS, *, task_id: str | None = None, step: int = 0, body: bytes = b"1", expires: float | None = DAY
+) -> StoredResult:
+    """A result of a task of its own."""
+    return StoredResult(task_id or new_id(), state, step, body, expires)
 
 
 def a_message(
@@ -171,3 +185,8 @@ class BackendFixtures:
     def open_backend(self, url: str) -> Backend:
         """How ``url`` is opened: by its entry point, as a user would."""
         return open_backend(url)
+
+    def assert_same(self, found: StoredResult | None, put: StoredResult) -> None:
+        """All but the time of expiry, which a backend need not tell."""
+        assert found is not None
+        assert (found.task_id, found.state, found.step, found.body) == (put.task_id, put.state, put.step, put.body)

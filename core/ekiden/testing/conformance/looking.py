@@ -48,8 +48,9 @@ class Looking(TransportFixtures):
 
         purged = transport.purge(queue)
 
-        assert purged == 8
-        self.assert_depth(transport, queue, ready=0)
+        kept = 0 if transport.description.purges_delayed else 3
+        assert purged == 8 - kept
+        self.assert_depth(transport, queue, ready=0, delayed=kept)
         self.assert_depth(transport, f"{queue}-next", ready=2)
         self.assert_nothing_comes(self.consume(transport, queue))
 
@@ -80,6 +81,10 @@ class Looking(TransportFixtures):
                 purged += purging.result()
                 received += ids(deliveries)
                 settle(consumer, deliveries)
+        # What a broker has pushed to the consumer before it asked is out of a purge's reach.
+        while deliveries := consumer.receive(100, 0.1):
+            received += ids(deliveries)
+            settle(consumer, deliveries)
         purged += transport.purge(queue)
 
         assert len(received) + purged == published
@@ -95,7 +100,8 @@ class Looking(TransportFixtures):
         assert sorted(one.message.id for one in seen) == sorted(message.id for message in messages)
         assert {one.message.id: one.message for one in seen} == {message.id: message for message in messages}
         assert {(one.condition, one.attempt) for one in seen} == {(Condition.READY, 0)}
-        assert [delivery.attempt for delivery in self.collect(self.consume(transport, queue), 5)] == [1] * 5
+        attempt = 2 if transport.description.browsing_counts else 1
+        assert [delivery.attempt for delivery in self.collect(self.consume(transport, queue), 5)] == [attempt] * 5
 
     def test_browsing_shows_delayed_and_leased_messages(self, transport: Transport, queue: str) -> None:
         description = transport.description
@@ -133,6 +139,7 @@ class Looking(TransportFixtures):
         going = {first_page[0].message.id, first_page[-1].message.id}
         settle(consumer, [delivery for delivery in self.collect(consumer, 10) if delivery.message.id in going])
         consumer.close()
+        self.assert_depth(transport, queue, ready=8)
 
         second_page = transport.browse(queue, after=first_page[-1].cursor, limit=10)
 

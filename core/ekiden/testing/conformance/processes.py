@@ -20,13 +20,13 @@ import pytest
 from ekiden.message import SETTLED, Ending, SettleOutcome, new_id
 from ekiden.results import Backend
 from ekiden.testing.children import POISON
-from ekiden.testing.conformance.backends import a_result
 from ekiden.testing.conformance.fixtures import (
     LONG_LEASE,
     PATIENCE,
     BackendFixtures,
     TransportFixtures,
     a_message,
+    a_result,
     bodies,
     numbered,
     settle,
@@ -116,6 +116,9 @@ class Child:
 class ProcessConformance(TransportFixtures):
     """For transports that several processes of one machine can open: ``url`` must lead children to the same broker."""
 
+    messages_in_a_storm = 3000
+    """So many are worked off while workers are killed. Override it where the server of the tests is a slow one."""
+
     @pytest.fixture
     def processes(self) -> Iterator[ExitStack]:
         """Children that enter it are killed when the test ends."""
@@ -141,7 +144,7 @@ class ProcessConformance(TransportFixtures):
     def test_a_storm_of_kills_loses_no_message(
         self, url: str, transport: Transport, queue: str, processes: ExitStack
     ) -> None:
-        messages = numbered(queue, 3000)
+        messages = numbered(queue, self.messages_in_a_storm)
         for start in range(0, len(messages), 500):
             transport.publish(messages[start : start + 500])
         processed: Counter[str] = Counter()

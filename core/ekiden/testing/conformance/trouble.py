@@ -1,11 +1,13 @@
-"""Brokers in trouble: full, silent, restarted, or forgetting to wake anybody.
+"""Brokers in trouble: full, silent, restarted, forgetting to wake anybody, or behind a wire that loses and delays.
 
 Each class needs something that only the plugin can do to its broker, and asks for it by a fixture to override.
 """
 
 from __future__ import annotations
 
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -13,17 +15,30 @@ from contextlib import AbstractContextManager, suppress
 import pytest
 
 from ekiden.errors import BrokerUnavailable
-from ekiden.message import STORED, Delivery, Ending, Message, Published, PublishOutcome, SettleOutcome
+from ekiden.message import (
+    STORED,
+    Delivery,
+    Ending,
+    Message,
+    Published,
+    PublishOutcome,
+    Settled,
+    SettleOutcome,
+    derived_id,
+)
 from ekiden.testing.conformance.fixtures import (
     PATIENCE,
     TransportFixtures,
     a_message,
     eventually,
+    ids,
     let_it_wait,
     numbered,
     settle,
 )
+from ekiden.testing.proxy import Proxy
 from ekiden.transport import Consumer, Transport
+from ekiden.urls import parse_url
 
 
 class FullBrokerConformance(TransportFixtures):
@@ -94,7 +109,7 @@ class SilentBrokerConformance(TransportFixtures):
         self, transport: Transport, queue: str, silent: Callable[[], AbstractContextManager[None]]
     ) -> None:
         transport.publish(numbered(queue, 2))
-        consumer = self.consume(transport, queue, prefetch=1)
+        consumer, listener = self.consume(transport, queue, prefetch=1), transport.listen(queue)
         held = self.collect_one(consumer)
         calls: dict[str, Callable[[], object]] = {
             "publish": lambda: self.assert_failed(transport.publish([a_message(queue)])),
@@ -102,6 +117,11 @@ class SilentBrokerConformance(TransportFixtures):
             "browse": lambda: transport.browse(queue),
             "purge": lambda: transport.purge(f"{queue}-other"),
             "broadcast": lambda: transport.broadcast(queue, [b"x"]),
+            "listen": lambda: transport.listen(f"{queue}-other").close(),
+            "hear": lambda: listener.receive(0.1),
+            "open": lambda: self.consume(transport, f"{queue}-other").close(),
+            "receive": lambda: consumer.receive(1, 0.1),
+            "extend": lambda: self.assert_answered(consumer.extend([held])),
             "release": lambda: consumer.release([held]),
         }
 
@@ -120,6 +140,10 @@ class SilentBrokerConformance(TransportFixtures):
         """What was answered was not "stored"."""
         assert [answer.outcome for answer in answers] == [PublishOutcome.FAILED]
 
+    def assert_answered(self, answers: list[Settled]) -> None:
+        """Extending says "could not be asked", or where the connection is the lease, whether that is still there."""
+        assert len(answers) == 1
+
     def works(self, transport: Transport, queue: str) -> bool:
         """A message goes through."""
         try:
@@ -128,6 +152,214 @@ class SilentBrokerConformance(TransportFixtures):
                 return settle(consumer, consumer.receive(1, 1.0)) == [SettleOutcome.SETTLED]
         except BrokerUnavailable:
             return False
+
+
+class WireFixtures(TransportFixtures):
+    """The broker of ``url`` behind a proxy; ``transport`` goes through it, ``other`` does not."""
+
+    @pytest.fixture
+    def proxy(self, url: str) -> Iterator[Proxy]:
+        """In front of the first host of ``url``, which has to say its port."""
+        host = parse_url(url).hosts[0]
+        assert host.port is not None, f"the URL of {type(self).__name__} must name the port"
+        with Proxy(host.name, host.port) as proxy:
+            yield proxy
+
+    @pytest.fixture
+    def transport(self, url: str, proxy: Proxy) -> Iterator[Transport]:
+        """The broker, through the proxy."""
+        with self.open_transport(proxy.through(url)) as transport:
+            yield transport
+
+
+class LostReplyConformance(WireFixtures):
+    """The broker did what it was asked, and the answer was lost: what is tried again is not done twice.
+
+    Which requests these are is left to chance, with a seed. Nothing is ever lost; where the transport names duplicates,
+    nothing is stored twice either.
+    """
+
+    turns = 100
+    """How many calls there are of each kind, about half of which lose a reply."""
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
+    def test_what_is_published_again_after_a_lost_reply_is_there_once(
+        self, transport: Transport, other: Transport, proxy: Proxy, queue: str
+    ) -> None:
+        chance = random.Random(1)
+        published: list[str] = []
+
+        for _ in range(self.turns):
+            messages = numbered(queue, chance.randint(1, 5))
+            published += [message.id for message in messages]
+            self.lose_a_reply_by_chance(proxy, chance)
+            self.publish_all(transport, messages)
+        proxy.lose_no_reply()
+
+        found = self.drain(other, queue, expected=set(published))
+        assert set(found) == set(published)
+        if transport.description.names_duplicates:
+            assert set(found.values()) == {1}
+        assert proxy.replies_lost >= self.turns / 5
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
+    def test_nothing_is_lost_when_replies_to_a_worker_are(
+        self, transport: Transport, other: Transport, proxy: Proxy, queue: str
+    ) -> None:
+        chance = random.Random(2)
+        messages = numbered(queue, 3 * self.turns)
+        self.publish_all(other, messages)
+        lease = max(transport.description.shortest_lease, 1.0)
+        consumer = self.consume(transport, queue, lease=lease, prefetch=10)
+        calls = 0
+
+        while not self.is_empty(other, consumer, queue):
+            deliveries = self.received(consumer, chance.randint(1, 5))
+            if not deliveries:
+                continue
+            if calls < 3 * self.turns:
+                self.lose_a_reply_by_chance(proxy, chance)
+            else:
+                proxy.lose_no_reply()
+            calls += 1
+            self.use_up(consumer, deliveries, chance, f"{queue}-next")
+
+        follow_ups = self.drain(other, f"{queue}-next", expected={derived_id(each.id, "next") for each in messages})
+        assert set(follow_ups) == {derived_id(message.id, "next") for message in messages}
+        if transport.description.names_duplicates:
+            assert set(follow_ups.values()) == {1}
+        assert proxy.replies_lost >= self.turns / 5
+
+    def lose_a_reply_by_chance(self, proxy: Proxy, chance: random.Random) -> None:
+        """Lose the next reply, in half of the cases."""
+        if chance.random() < 0.5:
+            proxy.lose_next_reply()
+
+    def publish_all(self, transport: Transport, messages: list[Message]) -> None:
+        """Publish, and publish again what was not answered as stored, until all is stored."""
+        left = list(messages)
+
+        def all_are_stored() -> bool:
+            try:
+                answers = transport.publish(left)
+            except BrokerUnavailable:
+                return False
+            failed = [answer.outcome is PublishOutcome.FAILED for answer in answers]
+            left[:] = [message for message, again in zip(left, failed, strict=True) if again]
+            return not left
+
+        eventually(all_are_stored, what="published", within=60)
+
+    def received(self, consumer: Consumer, limit: int) -> list[Delivery]:
+        """What comes within a moment; nothing while there is trouble."""
+        try:
+            return consumer.receive(limit, 0.2)
+        except BrokerUnavailable:
+            return []
+
+    def use_up(self, consumer: Consumer, deliveries: list[Delivery], chance: random.Random, next_queue: str) -> None:
+        """Mostly end what was received, with something that follows; else release it, extended before or not."""
+        action = chance.choice(["settle", "settle", "settle", "extend", "release"])
+        if action == "extend":
+            assert len(consumer.extend(deliveries)) == len(deliveries)
+        if action in {"extend", "release"}:
+            with suppress(BrokerUnavailable):  # then they come back by themselves
+                consumer.release(deliveries)
+            return
+        endings = [
+            Ending(each, (Message(derived_id(each.message.id, "next"), next_queue, each.message.body),))
+            for each in deliveries
+        ]
+
+        def all_are_answered() -> bool:
+            answers = consumer.settle(endings)
+            again = [answer.outcome is SettleOutcome.FAILED for answer in answers]
+            endings[:] = [ending for ending, failed in zip(endings, again, strict=True) if failed]
+            return not endings
+
+        eventually(all_are_answered, what="every ending is answered", within=60)
+
+    def is_empty(self, other: Transport, consumer: Consumer, queue: str) -> bool:
+        """Whether nothing is left, as far as this broker counts; where it cannot, nothing comes for some time."""
+        depth = other.depth(queue)
+        if depth.ready or depth.delayed or depth.leased:
+            return False
+        description = other.description
+        if description.counts_delayed and description.counts_leased:
+            return True
+        quiet_until = time.monotonic() + 2.0 + description.dead_consumer_noticed_within
+        while time.monotonic() < quiet_until:
+            if deliveries := self.received(consumer, 1):
+                with suppress(BrokerUnavailable):
+                    consumer.release(deliveries)
+                return False
+        return True
+
+    def drain(self, transport: Transport, queue: str, *, expected: set[str]) -> Counter[str]:
+        """How often each id is in the queue: all of it, and at least what is expected."""
+        found: Counter[str] = Counter()
+        give_up = time.monotonic() + 60
+        with self.consume(transport, queue) as consumer:
+            while time.monotonic() < give_up:
+                deliveries = consumer.receive(1000, 0.5)
+                if not deliveries and expected <= set(found):
+                    break
+                found.update(ids(deliveries))
+                settle(consumer, deliveries)
+        return found
+
+
+class SlowWireConformance(WireFixtures):
+    """Bytes that come a few at a time are put together, and nobody takes slowness for silence."""
+
+    @pytest.mark.slow
+    def test_everything_works_over_a_slow_wire(
+        self, transport: Transport, other: Transport, proxy: Proxy, queue: str
+    ) -> None:
+        messages = [a_message(queue, bytes(range(256)) * 4, headers={"number": number}) for number in range(20)]
+        consumer, listener = self.consume(transport, queue), transport.listen(queue)
+
+        with proxy.slow(piece_bytes=97, piece_seconds=0.002):
+            assert transport.publish(messages) == [STORED] * 20
+            received = self.collect(consumer, 20, within=30)
+            transport.broadcast(queue, [b"x" * 1000])
+            heard = eventually(lambda: listener.receive(1.0), what="a broadcast is heard")
+            ended = settle(consumer, received)
+
+        assert [delivery.message for delivery in received] == messages
+        assert heard == [b"x" * 1000]
+        assert set(ended) == {SettleOutcome.SETTLED}
+        self.assert_depth(other, queue, ready=0)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
+    def test_a_wire_that_is_cut_again_and_again_loses_nothing(
+        self, transport: Transport, other: Transport, proxy: Proxy, queue: str
+    ) -> None:
+        lease = max(transport.description.shortest_lease, 1.0)
+        consumer = self.consume(transport, queue, lease=lease, prefetch=20)
+        messages = numbered(queue, 300)
+        seen: set[str] = set()
+        for start in range(0, 300, 50):
+            assert other.publish(messages[start : start + 50]) == [STORED] * 50
+
+        give_up = time.monotonic() + 120
+        cuts = 0
+        while len(seen) < len(messages) and time.monotonic() < give_up:
+            try:
+                deliveries = consumer.receive(20, 0.5)
+            except BrokerUnavailable:
+                continue
+            seen.update(ids(deliveries))
+            if cuts < 10:
+                proxy.cut()
+                cuts += 1
+            settle(consumer, deliveries)
+
+        assert seen == {message.id for message in messages}
+        assert cuts == 10
 
 
 class BrokerRestartConformance(TransportFixtures):

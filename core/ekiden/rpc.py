@@ -1,0 +1,367 @@
+"""``rpc://``: results as replies, for those whose broker stores none and who have no other store.
+
+    the caller's process                                   a worker
+      expect(ids)  opens reply.<random>, once
+      publishes the call, with ekiden-reply-to  ------->   runs it
+      the thread ekiden-replies  <-------  reply.<random>  publishes the reply before or while it settles the call
+      keeps it in memory, wakes who waits
+
+One reply queue for each process (and each app in it). It vanishes with its process, and the replies in it. A result is
+therefore known only where its call was sent, and only while that process lives: everything else is refused in words.
+
+What this process waits for is either in ``_waiting`` (with the last that was told of it, or None) or in ``_answered``.
+Replies that nobody here waits for are dropped. ``_mutex`` guards both, and all that is counted; ``_opening`` guards
+opening and closing the consumer, which the thread alone receives from and settles with.
+
+Replies may come late, twice or in another order than they were sent: a state never moves back, as with every backend.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from ekiden.errors import (
+    BackendError,
+    ConfigurationError,
+    MessageError,
+    TransportClosed,
+    TransportError,
+    UnknownResult,
+)
+from ekiden.message import REPLY_PREFIX, Delivery, Ending
+from ekiden.replies import read_reply
+from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.states import is_final, may_follow
+from ekiden.transport import Consumer, Transport
+from ekiden.urls import BrokerURL
+
+logger = logging.getLogger(__name__)
+
+_AT_MOST = 500
+_PREFETCH = 1000
+_LEASE_SECONDS = 60.0
+_RECEIVE_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_INSTEAD = "set result_backend to one that stores, such as redis://localhost:6379/0"
+
+
+class RpcOptions(msgspec.Struct, frozen=True):
+    """What may stand behind the ``?`` of an ``rpc://`` URL.
+
+    ``max_results``: of how many tasks results are awaited or kept in one process; the oldest that are there already go
+    first. ``max_bytes``: how many bytes the kept ones may have together.
+    """
+
+    max_results: Annotated[int, Meta(ge=1)] = 100_000
+    max_bytes: Annotated[int, Meta(ge=1)] = 256 * 1024 * 1024
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """A final result, and when it is dropped, on the monotonic clock."""
+
+    result: StoredResult
+    ends: float
+
+
+class _Wait:
+    """Somebody waits for one of ``ids``."""
+
+    __slots__ = ("called", "ids", "over")
+
+    def __init__(self, ids: set[str], called: threading.Condition) -> None:
+        self.ids = ids
+        self.called = called
+        self.over = False
+
+    def end(self) -> None:
+        self.over = True
+        self.called.notify()
+
+
+class RpcBackend(Backend):
+    """Knows the results of the calls that this process has sent. Workers send them here; nothing is stored."""
+
+    stores = False
+
+    def __init__(self, url: BrokerURL) -> None:
+        self._url = url
+        self._options = url.options_as(RpcOptions)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._queue = f"{REPLY_PREFIX}{os.urandom(16).hex()}"
+        self._mutex = threading.Lock()
+        self._opening = threading.Lock()
+        self._waiting: OrderedDict[str, StoredResult | None] = OrderedDict()
+        self._answered: OrderedDict[str, _Answer] = OrderedDict()
+        self._bytes = 0
+        self._dropped = 0
+        self._waits: set[_Wait] = set()
+        self._consumer: Consumer | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._failure: BaseException | None = None
+
+    # The caller's side.
+
+    def expect(self, ids: Sequence[str], transport: Callable[[], Transport]) -> str:
+        """Await the results of ``ids`` from now on; returns the queue for replies, which is there by then.
+
+        Raises BrokerUnavailable when it cannot be opened.
+        """
+        if self._thread is None:
+            self._open(transport)
+        with self._mutex:
+            self._check_usable()
+            for task_id in ids:
+                self._discard(task_id)
+                self._waiting[task_id] = None
+            self._make_room()
+        return self._queue
+
+    def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
+        """What has been told of each; None for those of which nothing has. Raises UnknownResult for others."""
+        with self._mutex:
+            self._check_usable()
+            self._check_known(ids)
+            return [self._told(task_id) for task_id in ids]
+
+    def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
+        """Block until one of ``ids`` is final. Raises UnknownResult at once for one whose result cannot come here."""
+        with self._mutex:
+            self._check_usable()
+            self._check_known(ids)
+            final = self._final(ids)
+            if final or timeout <= 0:
+                return final
+            wait = _Wait(set(ids), threading.Condition(self._mutex))
+            self._waits.add(wait)
+            try:
+                wait.called.wait_for(lambda: wait.over, min(timeout, threading.TIMEOUT_MAX))
+            finally:
+                self._waits.discard(wait)
+            return self._final(ids)
+
+    def wake(self) -> None:
+        """Make every ``wait`` return."""
+        with self._mutex:
+            for wait in self._waits:
+                wait.end()
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Await these no longer, and drop what is here of them."""
+        with self._mutex:
+            for task_id in ids:
+                self._discard(task_id)
+            self._call(set(ids))
+
+    # What needs storage.
+
+    def put(self, results: Sequence[StoredResult]) -> list[bool]:
+        """Refused."""
+        self._refuse("storing a result")
+
+    def begin(self, starts: Sequence[Start]) -> list[Begun]:
+        """Refused."""
+        self._refuse("the fence")
+
+    def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
+        """Refused."""
+        self._refuse("a join of several tasks")
+
+    def read(self, keys: Sequence[str]) -> list[Record | None]:
+        """Refused."""
+        self._refuse("reading a record")
+
+    def write(
+        self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
+    ) -> int | None:
+        """Refused."""
+        self._refuse("writing a record")
+
+    def scan(self, prefix: str) -> list[Record]:
+        """Refused."""
+        self._refuse("listing records")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ConfigurationError(
+            f"{what} needs a result backend that stores, and {self._url} stores nothing: {_INSTEAD}."
+        )
+
+    # Opening and closing.
+
+    def close(self) -> None:
+        """End the thread and the reply queue, and wake whoever waits. May be called again."""
+        self._closed.set()
+        with self._opening:
+            if self._consumer is not None:
+                self._consumer.stop()
+            if self._thread is not None:
+                self._thread.join()
+            if self._consumer is not None:
+                self._consumer.close()
+        self.wake()
+
+    def forget_connections(self) -> None:
+        """In a forked child: a reply queue of its own, and nothing awaited. What the parent sent is the parent's."""
+        self._begin_anew()
+
+    def _open(self, opened_transport: Callable[[], Transport]) -> None:
+        with self._opening:
+            if self._thread is not None:
+                return
+            self._check_usable()
+            transport = opened_transport()
+            if self._consumer is None:
+                lease = max(_LEASE_SECONDS, transport.description.shortest_lease)
+                self._consumer = transport.consumer([self._queue], lease=lease, prefetch=_PREFETCH, name=self._queue)
+            thread = threading.Thread(target=self._run, args=(self._consumer,), name="ekiden-replies", daemon=True)
+            thread.start()
+            self._thread = thread
+
+    # The thread.
+
+    def _run(self, consumer: Consumer) -> None:
+        try:
+            self._receive(consumer)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where somebody waits for results
+            self._failure = error
+            self.wake()
+
+    def _receive(self, consumer: Consumer) -> None:
+        pause = 0.0
+        while not self._closed.is_set():
+            try:
+                deliveries = consumer.receive(_AT_MOST, _RECEIVE_SECONDS)
+                if deliveries:
+                    self._take(deliveries)
+                    # One that cannot be settled comes again, and is known already.
+                    consumer.settle([Ending(delivery) for delivery in deliveries])
+                pause = 0.0
+            except TransportClosed:
+                if self._closed.is_set():
+                    return
+                raise
+            except TransportError as error:
+                pause = min(pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+                logger.warning("no replies can be received; tried again in %.1f s: %s", pause, error)
+                self._closed.wait(pause)
+
+    def _take(self, deliveries: Sequence[Delivery]) -> None:
+        now = time.monotonic()
+        final: set[str] = set()
+        with self._mutex:
+            for delivery in deliveries:
+                final.update(result.task_id for result in _results_in(delivery) if self._keep(result, now))
+            self._drop_expired(now)
+            self._make_room()
+            self._call(final)
+
+    # What is kept. These expect the mutex held.
+
+    def _keep(self, result: StoredResult, now: float) -> bool:
+        # True when it is final, and is news.
+        task_id = result.task_id
+        if task_id not in self._waiting:
+            return False  # answered, or nobody here waits for it
+        before = self._waiting[task_id]
+        if before is not None and not may_follow(before.state, before.step, result.state, result.step):
+            return False
+        self._bytes += len(result.body) - (0 if before is None else len(before.body))
+        if not is_final(result.state):
+            self._waiting[task_id] = result
+            return False
+        del self._waiting[task_id]
+        self._answered[task_id] = _Answer(result, math.inf if result.expires is None else now + result.expires)
+        return True
+
+    def _told(self, task_id: str) -> StoredResult | None:
+        answer = self._answered.get(task_id)
+        return self._waiting.get(task_id) if answer is None else answer.result
+
+    def _final(self, ids: Iterable[str]) -> list[StoredResult]:
+        return [self._answered[task_id].result for task_id in ids if task_id in self._answered]
+
+    def _discard(self, task_id: str) -> None:
+        told = self._told(task_id)
+        if told is not None:
+            self._bytes -= len(told.body)
+        self._waiting.pop(task_id, None)
+        self._answered.pop(task_id, None)
+
+    def _drop_expired(self, now: float) -> None:
+        # Most are kept equally long, so the first one to come is the first one to go. One behind it may stay too long
+        # here, but is not told any more.
+        while self._answered and next(iter(self._answered.values())).ends <= now:
+            self._discard(next(iter(self._answered)))
+
+    def _make_room(self) -> None:
+        # The oldest answers go first; if those are not enough, what has been awaited for longest.
+        dropped: set[str] = set()
+        while len(self._waiting) + len(self._answered) > self._options.max_results or (
+            self._bytes > self._options.max_bytes and len(self._answered) > 1
+        ):
+            oldest = next(iter(self._answered or self._waiting))
+            self._discard(oldest)
+            dropped.add(oldest)
+        if not dropped:
+            return
+        if not self._dropped:
+            logger.warning(
+                "results are dropped before anybody fetched them: %s keeps %d, and %d bytes, at most. Send with "
+                "ignore_result=True what you do not fetch, or raise its options max_results and max_bytes",
+                self._url,
+                self._options.max_results,
+                self._options.max_bytes,
+            )
+        self._dropped += len(dropped)
+        self._call(dropped)
+
+    def _call(self, ids: set[str]) -> None:
+        if ids:
+            for wait in self._waits:
+                if not wait.ids.isdisjoint(ids):
+                    wait.end()
+
+    def _check_known(self, ids: Sequence[str]) -> None:
+        now = time.monotonic()
+        for task_id in ids:
+            answer = self._answered.get(task_id)
+            if answer is not None and answer.ends <= now:
+                self._discard(task_id)
+        unknown = [task_id for task_id in ids if task_id not in self._waiting and task_id not in self._answered]
+        if not unknown:
+            return
+        dropped = f", or dropped it to make room as it did with {self._dropped}" if self._dropped else ""
+        raise UnknownResult(
+            f"no result of task {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''} can come to this process: "
+            f"{self._url} passes results on to the process that sent the call, and to no other. This one did not send "
+            f"it, sent it with ignore_result, or has forgotten it because it was told to or it expired{dropped}. To "
+            f"ask in any process, {_INSTEAD}.",
+            task_ids=unknown,
+        )
+
+    def _check_usable(self) -> None:
+        if self._closed.is_set():
+            raise BackendError(f"The result backend {self._url} was closed here; open it again.")
+        if self._failure is not None:
+            raise BackendError(f"replies cannot be received any more: {self._failure!r}") from self._failure
+
+
+def _results_in(delivery: Delivery) -> list[StoredResult]:
+    try:
+        return read_reply(delivery.message.body)
+    except MessageError as error:
+        logger.warning("reply %s is dropped: %s", delivery.message.id, error)
+        return []
