@@ -1,0 +1,155 @@
+"""What went wrong between us and a server, in one sentence, and whether trying again may help.
+
+A server says it by the first word of an error (``-READONLY You can't write ...``); raised inside a script, Redis
+before 7 puts its own words around that, so the word is looked for anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+
+import hiredis
+import redis
+from ekiden.errors import EkidenError
+
+
+class NotSaid(Exception):
+    """The connection ended before there was an answer: the request may or may not have been carried out."""
+
+
+class Overdue(TimeoutError):
+    """The deadline of a call has passed."""
+
+
+class NoTLS(TimeoutError):
+    """The server did not answer to the beginning of TLS. One without TLS waits for more."""
+
+
+TROUBLE = (OSError, NotSaid, redis.RedisError, hiredis.HiredisError)
+"""What a connection raises. ``Errors`` explains it."""
+
+_NOT_THE_MASTER = ("READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN")
+
+_MAY_WORK_LATER = {
+    "OOM": "is full: it has reached its maxmemory; let workers drain it, or give it more memory",
+    "READONLY": "is a read-only replica now; the URL must lead to the master",
+    "LOADING": "is still loading its data from disk",
+    "MASTERDOWN": "is a replica that has lost its master",
+    "MISCONF": "refuses writes because it could not save its data to disk; see its log, and its disk",
+    "NOREPLICAS": "refuses writes because too few replicas follow it (min-replicas-to-write)",
+    "BUSY": "is busy with a script of somebody's; SCRIPT KILL ends it",
+    "CLUSTERDOWN": "belongs to a cluster that is down: some of its slots are served by nobody",
+    "TRYAGAIN": "is moving these keys to another server of its cluster",
+    "NOMASTERLINK": "is a replica without a link to its master",
+    "max number of clients reached": "has as many connections as its maxclients allows",
+}
+
+_NO_PASSWORD = "wants a password: write it into the URL, as in redis://:password@host"
+_TOO_LARGE = ("invalid bulk length", "invalid multibulk length")
+
+_WILL_NOT_WORK = {
+    "WRONGPASS": "refused the user name or the password",
+    "NOAUTH": _NO_PASSWORD,
+    "unauthenticated": _NO_PASSWORD,
+    "Authentication required": _NO_PASSWORD,
+    "invalid username-password pair": "refused the user name or the password",
+    "invalid password": "refused the password",
+    "called without any password configured": "has no password, and the URL names one",
+    "NOPERM": "does not permit this user what is needed here; see ACL SETUSER",
+    "can't run this command": "does not permit this user what is needed here; see ACL SETUSER",
+    "can't access at least one of the keys": "does not permit this user the keys of this prefix; see ACL SETUSER",
+    "DB index is out of range": "does not have that database; see its setting `databases`",
+    "SELECT is not allowed in cluster mode": "is one of a cluster, which has the database 0 only",
+    "cluster support disabled": "is not one of a cluster: write redis:// instead of redis+cluster://",
+    "MOVED": "is one of a cluster: write redis+cluster:// instead of redis://",
+    "CROSSSLOT": "is one of a cluster: write redis+cluster:// instead of redis://",
+    "DENIED": "is in protected mode: it takes connections from its own machine only until it has a password",
+    "invalid bulk length": "does not take so large a message; see its setting proto-max-bulk-len",
+    "invalid multibulk length": "does not take so large a batch",
+    "unknown command": "does not know a command that is needed here; is it Redis 6.2 or newer, or Valkey",
+}
+
+_WORDS = re.compile("|".join(rf"(?<![A-Za-z]){re.escape(words)}\b" for words in [*_MAY_WORK_LATER, *_WILL_NOT_WORK]))
+
+
+class Errors:
+    """Says what went wrong with ``unavailable`` (it may work when tried again) or ``refused`` (it will not)."""
+
+    def __init__(self, unavailable: type[EkidenError], refused: type[EkidenError]) -> None:
+        self.unavailable = unavailable
+        self.refused = refused
+
+    def of(self, trouble: Exception, where: object, seconds: float) -> EkidenError:
+        """What to raise for ``trouble`` with the server ``where``, whose calls end after ``seconds``."""
+        error = self._of(trouble, where, seconds)
+        error.__cause__ = trouble
+        return error
+
+    def is_answer(self, error: EkidenError) -> bool:
+        """Whether a server that is the right one has said this: it is about what was asked, not about the server."""
+        cause = error.__cause__
+        return isinstance(cause, hiredis.ReplyError) and not self.is_not_the_master(str(cause))
+
+    def is_too_large(self, error: EkidenError) -> bool:
+        """Whether a server will not take so large a message, or so large a batch."""
+        return isinstance(error, self.refused) and any(words in str(error.__cause__) for words in _TOO_LARGE)
+
+    def is_not_the_master(self, reply: str) -> bool:
+        """Whether an error reply says that another server may be the right one (by now)."""
+        found = _WORDS.search(reply)
+        return found is not None and found.group() in _NOT_THE_MASTER
+
+    def _of(self, trouble: Exception, where: object, seconds: float) -> EkidenError:
+        if isinstance(trouble, EkidenError):
+            return trouble
+        if isinstance(trouble, (hiredis.ReplyError, redis.ResponseError)):
+            return self._of_reply(str(trouble), where)
+        if isinstance(trouble, (redis.AuthenticationError, redis.BusyLoadingError, redis.ConnectionError)):
+            return self._of_handshake(trouble, where, seconds)
+        if isinstance(trouble, NoTLS):
+            return self.unavailable(
+                f"{where} did not begin to speak TLS within {seconds:g} s; redis:// is without TLS."
+            )
+        if isinstance(trouble, (TimeoutError, redis.TimeoutError)):
+            return self.unavailable(f"{where} did not answer within {seconds:g} s.")
+        if isinstance(trouble, ssl.SSLCertVerificationError):
+            return self.refused(f"{where}: its certificate is not accepted: {trouble.verify_message.rstrip('.')}.")
+        if isinstance(trouble, ssl.SSLError):
+            return self.refused(
+                f"{where} does not speak TLS as we do ({trouble.reason or trouble}): rediss:// is for servers with "
+                "TLS, redis:// for those without, and some servers want a certificate of ours (certfile=)."
+            )
+        if isinstance(trouble, socket.gaierror):
+            return self.unavailable(f"{where}: there is no host of this name ({trouble.strerror}).")
+        if isinstance(trouble, (hiredis.ProtocolError, redis.InvalidResponse)):
+            return self.refused(
+                f"{where} does not speak the Redis protocol: is it another kind of server, or one with TLS (rediss://)?"
+            )
+        if isinstance(trouble, NotSaid):
+            return self.unavailable(f"{where} closed the connection before it answered.")
+        if isinstance(trouble, OSError):
+            return self.unavailable(f"{where} cannot be reached: {trouble.strerror or trouble}.")
+        return self.unavailable(f"{where}: {type(trouble).__name__}: {trouble}")
+
+    def _of_reply(self, text: str, where: object) -> EkidenError:
+        found = _WORDS.search(text)
+        if found is None:
+            return self.refused(f"{where} answered with an error: {text}")
+        words = found.group()
+        if words in _MAY_WORK_LATER:
+            return self.unavailable(f"{where} {_MAY_WORK_LATER[words]}.")
+        return self.refused(f"{where} {_WILL_NOT_WORK[words]} ({text}).")
+
+    def _of_handshake(self, trouble: redis.RedisError, where: object, seconds: float) -> EkidenError:
+        """What redis-py raises while it connects: it wraps what the server or the socket said."""
+        cause = trouble.__cause__ or trouble.__context__
+        if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
+            return self._of(cause, where, seconds)
+        text = str(trouble)
+        if _WORDS.search(text):
+            return self._of_reply(text, where)
+        return self.unavailable(
+            f"{where} closed the connection instead of answering: is it being stopped, or does it want TLS (rediss://)?"
+        )
