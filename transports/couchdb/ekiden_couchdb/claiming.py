@@ -1,0 +1,371 @@
+"""Claiming: the documents at the head of a queue are read, and written back with a fresh token.
+
+Of several who write the same revision one wins; for the others it is a conflict, and the message somebody else's. In a
+cluster a document that too few nodes have ``accepted`` is nobody's until its lease ends; and before an expired lease is
+claimed there, it is looked whether some node knows that the message was settled: then what is left of it is deleted.
+
+What is held stays at the head of its range, so more is read than wanted. Where that is much, a stretch that is all held
+is left out for some time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from ekiden.errors import BrokerRefused, BrokerUnavailable
+
+from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
+from ekiden_couchdb.documents import (
+    Document,
+    Rows,
+    after,
+    delayed_rows,
+    is_message,
+    is_ready_at,
+    order_of,
+    ready_rows,
+    slot_id,
+    unpacked,
+)
+from ekiden_couchdb.generations import Generations
+from ekiden_couchdb.holding import Held, Holdings
+from ekiden_couchdb.reading import Row, read_documents, read_rows
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 500
+LOOK_AGAIN_SECONDS = 5.0
+NODES_DIFFER_SECONDS = 1.0
+"""By so much the clocks of a cluster's nodes may differ, as they tell them; a lease is given it in addition."""
+
+_PAGE_BYTES = 8 * 1024 * 1024
+_FIRST_GUESS_BYTES = 64 * 1024
+_LONGEST_PAGE = 1000
+_READ_BEYOND = 10
+_STRETCH = 100
+"""So many in a row that are held are left out for ``_LEFT_OUT_SECONDS``."""
+_LEFT_OUT_SECONDS = 2.0
+_TRIES_AGAINST_OTHERS = 4
+
+
+class _Stretch(msgspec.Struct, frozen=True):
+    """Everything from document ``first`` to ``last`` is held, at least until the moment ``until`` (monotonic)."""
+
+    first: str
+    last: str
+    until: float
+
+
+class _Unanswered(msgspec.Struct, frozen=True):
+    """A claim that may have been carried out."""
+
+    database: str
+    token: str
+    ids: list[str]
+    ends: float
+
+
+class Claimer:
+    """Claims for one consumer. All of it belongs to the thread that receives."""
+
+    def __init__(
+        self, client: Client, generations: Generations, holdings: Holdings, *, owner: str, lease: float
+    ) -> None:
+        self._client = client
+        self._generations = generations
+        self._owner = owner
+        self._lease = lease
+        self._holdings = holdings
+        self.next_change = math.inf
+        """When something becomes ready by the clock, of what was seen: on the monotonic clock."""
+        self._next_due: dict[tuple[str, str], float] = {}
+        self._stretches: dict[str, _Stretch] = {}
+        self._accepted: dict[tuple[str, str], int] = {}  # until when nobody may have won these revisions of documents
+        self._slots: dict[str, str] = {}
+        self._takes_no_slot: set[str] = set()
+        self._unanswered: _Unanswered | None = None
+        self._unreadable: set[str] = set()
+        self._due_at = math.inf
+        self._blocked = 0
+        self._crowd = 0.0  # how many of the last claims were lost to others, 0 to 1
+        self._document_bytes = float(_FIRST_GUESS_BYTES)
+
+    def look_for_delayed(self) -> None:
+        """Something may have come that is due sooner than what is known."""
+        self._next_due.clear()
+
+    def look_everywhere(self) -> None:
+        """Something may have come, or come back, anywhere."""
+        self._next_due.clear()
+        self._stretches.clear()
+
+    def claim(self, queue: str, room: int) -> list[Held]:
+        """Up to ``room`` messages of ``queue``, in their order; of the oldest database that has some first."""
+        now = time.monotonic()
+        won = [held for held in self.unanswered() if held.ends > now]
+        for database in self._generations.readable():
+            if len(won) >= room:
+                break
+            try:
+                won += self._claim_from(database, queue, min(room - len(won), AT_ONCE))
+            except BrokerRefused as error:
+                if not self._client.is_missing(error):
+                    raise
+                self._generations.refresh()  # it was empty, and has been dropped
+            except BrokerUnavailable:
+                if not won:
+                    raise
+                break
+        return won
+
+    def recover(self) -> list[Held]:
+        """What an earlier consumer of this name still holds, in whatever queue."""
+        recovered: list[Held] = []
+        for database in self._generations.readable():
+            slot = read_documents(self._client, database, [slot_id(self._owner)])[slot_id(self._owner)]
+            if slot.document is None:
+                continue
+            self._slots[database] = slot.rev
+            ids = [str(id_) for id_ in slot.document.get("held", ())]
+            for each in read_documents(self._client, database, ids).values():
+                if each.document is not None and each.document.get("owner") == self._owner:
+                    held = self._read(database, each.document, each.rev)
+                    recovered += [] if held is None else [held]
+        return recovered
+
+    def leave(self) -> None:
+        """This consumer holds nothing any more, and claims nothing."""
+        for database, rev in self._slots.items():
+            if rev:
+                self._client.bulk(database, [{"_id": slot_id(self._owner), "_rev": rev, "_deleted": True}])
+        self._slots.clear()
+
+    # Claiming.
+
+    def _claim_from(self, database: str, queue: str, room: int) -> list[Held]:
+        for tries in range(1, _TRIES_AGAINST_OTHERS + 1):
+            candidates = self._candidates(database, queue, room)
+            won = self._write(database, _bounded(candidates[:room])) if candidates else []
+            if won or not candidates:
+                return won
+            time.sleep(random.uniform(0, 0.003 * tries))  # so many others are at it that they had better spread
+        # They are others' now; when these do not get on, it will be seen with the next look.
+        self.next_change = min(self.next_change, time.monotonic() + random.uniform(0.01, 0.05))
+        return []
+
+    def _candidates(self, database: str, queue: str, room: int) -> list[Row]:
+        """What may be claimed now, in order; more than ``room`` where others want the same."""
+        wanted = room + math.ceil(3 * room * self._crowd)
+        found = self._free(database, ready_rows(queue), wanted)
+        if self._next_due.get((database, queue), 0.0) <= time.monotonic():
+            self._next_due[database, queue] = math.inf
+            delayed = self._free(database, delayed_rows(queue), wanted)
+            if delayed:
+                self._next_due[database, queue] = 0.0
+                found = sorted(found + delayed, key=lambda row: order_of(row.id))
+            elif self._due_at < math.inf:
+                self._next_due[database, queue] = self._due_at
+        self.next_change = min(self.next_change, self._next_due.get((database, queue), math.inf))
+        if self._crowd > 0.1:
+            found = _shuffled(found)
+        if self._client.is_cluster():
+            found = self._without_settled(database, found[:wanted])
+        return found
+
+    def _free(self, database: str, rows: Rows, wanted: int) -> list[Row]:
+        """The first ``wanted`` of ``rows`` that nobody holds and that are due. Notes what is seen of the others."""
+        now = self._client.server_time() * 1000
+        monotonic = time.monotonic()
+        self._due_at = math.inf
+        free: list[Row] = []
+        held_in_a_row: list[tuple[Row, int]] = []
+        longest: list[tuple[Row, int]] = []
+        blocked = 0
+        is_delayed = rows.start.endswith(":d:")
+        for row in self._walk(database, rows, wanted):
+            document = row.document
+            if document is None or row.id in self._unreadable:
+                continue
+            if not is_message(document):
+                logger.warning("%s: the document %s is no message that this version can read", database, row.id)
+                self._unreadable.add(row.id)
+                continue
+            # A copy that has not heard of a claim of ours that too few have accepted shows the message as free.
+            ready_at = max(is_ready_at(document), self._accepted.get((row.id, row.rev), 0))
+            if ready_at <= now:
+                free.append(row)
+                held_in_a_row = []
+                if len(free) >= wanted:
+                    break
+                continue
+            changes_at = monotonic + (ready_at - now) / 1000
+            if is_delayed and not document["until"]:
+                self._due_at = changes_at
+                break  # all that follow are due later
+            blocked += 1
+            self.next_change = min(self.next_change, changes_at)
+            held_in_a_row.append((row, ready_at))
+            if len(held_in_a_row) > len(longest):
+                longest = held_in_a_row
+        self._blocked = blocked
+        if len(longest) >= _STRETCH:
+            first_end = monotonic + (min(ready_at for _, ready_at in longest) - now) / 1000
+            until = min(monotonic + _LEFT_OUT_SECONDS, first_end)
+            self._stretches[f"{database}/{rows.start}"] = _Stretch(longest[0][0].id, longest[-1][0].id, until)
+        return free
+
+    def _walk(self, database: str, rows: Rows, wanted: int) -> Iterable[Row]:
+        """The documents of ``rows``, page by page, without a stretch that is known to be held."""
+        stretch = self._stretches.get(f"{database}/{rows.start}")
+        parts = [rows]
+        if stretch is not None:
+            if stretch.until > time.monotonic():
+                parts = [Rows(rows.start, stretch.first), Rows(after(stretch.last), rows.end)]
+                self.next_change = min(self.next_change, stretch.until)
+            else:
+                del self._stretches[f"{database}/{rows.start}"]
+        limit = wanted + (self._blocked + _READ_BEYOND if self._blocked else 0)
+        for part in parts:
+            start = part.start
+            while True:
+                limit = min(limit, _LONGEST_PAGE, max(1, int(_PAGE_BYTES / self._document_bytes)))
+                page = self._page(database, Rows(start, part.end), limit)
+                yield from page
+                if len(page) < limit:
+                    break
+                start = after(page[-1].id)
+                limit *= 2
+
+    def _page(self, database: str, rows: Rows, limit: int) -> list[Row]:
+        try:
+            page = read_rows(self._client, database, rows, limit=limit)
+        except BrokerUnavailable:
+            self._document_bytes *= 4  # it may have been too much for the time that there is
+            raise
+        sizes = [len(row.document.get("message", "")) for row in page if row.document is not None]
+        if sizes:
+            self._document_bytes = max(1000.0, sum(sizes) / len(sizes), 0.7 * self._document_bytes)
+        return page
+
+    def _write(self, database: str, rows: Sequence[Row]) -> list[Held]:
+        """Claim ``rows`` with a fresh token. Returns those that are ours now."""
+        token = os.urandom(12).hex()
+        lease = self._lease + (NODES_DIFFER_SECONDS if self._client.is_cluster() else 0.0)
+        until = math.ceil((self._client.latest_server_time() + lease) * 1000)
+        ends = time.monotonic() + self._lease
+        claims: list[Held] = []
+        for row in rows:
+            if row.document is not None and (held := self._read(database, row.document, row.rev, ends)) is not None:
+                attempts = held.document["attempts"] + 1
+                held.document |= {"attempts": attempts, "until": until, "token": token, "owner": self._owner}
+                claims.append(held)
+        if not claims:
+            return []
+        now = self._client.server_time() * 1000
+        self._accepted = {revision: end for revision, end in self._accepted.items() if end > now}
+        ids = [held.id for held in claims]
+        self._unanswered = _Unanswered(database, token, ids, ends)
+        written = [{**held.document, "_rev": held.rev} for held in claims]
+        slots = [] if database in self._takes_no_slot else [self._slot(database, ids)]
+        answers = self._client.bulk(database, [*written, *slots])
+        self._unanswered = None
+        if slots:
+            self._note_slot(database, answers.pop())
+        won: list[Held] = []
+        for held, answer in zip(claims, answers, strict=True):
+            if answer.outcome is BulkOutcome.OK:
+                held.rev = answer.rev
+                won.append(held)
+            elif answer.outcome is BulkOutcome.ACCEPTED:
+                self._accepted[held.id, held.rev] = until
+        self._crowd = 0.7 * self._crowd + 0.3 * (1 - len(won) / len(claims))
+        return won
+
+    def _read(self, database: str, document: Document, rev: str, ends: float = 0.0) -> Held | None:
+        """``document`` as something to hold; None where it is no message that we can read: it is left where it is."""
+        try:
+            message = unpacked(document["message"])
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s: the message in the document %s cannot be read: %s", database, document["_id"], error)
+            self._unreadable.add(document["_id"])
+            return None
+        return Held(database, {name: value for name, value in document.items() if name != "_rev"}, rev, message, ends)
+
+    def _slot(self, database: str, ids: list[str]) -> Document:
+        held = [each.id for each in self._holdings.all() if each.database == database]
+        slot: Document = {"_id": slot_id(self._owner), "held": held + ids}
+        if rev := self._slots.get(database):
+            slot["_rev"] = rev
+        return slot
+
+    def _note_slot(self, database: str, answer: BulkAnswer) -> None:
+        """Remember the slot's revision; that of another of this name, where one has written it."""
+        match answer.outcome:
+            case BulkOutcome.OK | BulkOutcome.ACCEPTED:
+                self._slots[database] = answer.rev
+            case BulkOutcome.CONFLICT:
+                found = read_documents(self._client, database, [slot_id(self._owner)])[slot_id(self._owner)]
+                self._slots[database] = found.rev if found.document is not None else ""
+            case BulkOutcome.FORBIDDEN | BulkOutcome.ERROR:
+                self._takes_no_slot.add(database)  # it is sealed: there the leases have to end
+
+    def unanswered(self) -> list[Held]:
+        """What the last claim won, if its answer was lost. Raises as long as that cannot be told."""
+        if self._unanswered is None:
+            return []
+        unanswered = self._unanswered
+        found = read_documents(self._client, unanswered.database, unanswered.ids)
+        self._unanswered = None
+        self._slots.pop(unanswered.database, None)
+        won: list[Held] = []
+        for each in found.values():
+            if each.document is not None and each.document.get("token") == unanswered.token:
+                held = self._read(unanswered.database, each.document, each.rev, unanswered.ends)
+                won += [] if held is None else [held]
+        return won
+
+    # In a cluster.
+
+    def _without_settled(self, database: str, rows: Sequence[Row]) -> list[Row]:
+        """Those that no node knows to be settled; what is left of the others is deleted.
+
+        Only one whose lease has ended can be: what its holder has deleted may show again as another's lost claim.
+        """
+        living: list[Row] = []
+        for row in rows:
+            if row.document is None or not row.document["token"]:
+                living.append(row)
+                continue
+            query = {"conflicts": "true", "deleted_conflicts": "true"}
+            document = self._client.ask("GET", f"/{database}/{row.id}", query=query, accept={404}).body
+            if document.get("_rev") != row.rev:
+                continue  # it is somebody else's by now
+            if document.get("_deleted_conflicts"):
+                logger.info("%s: %s was settled; what another node still shows of it is deleted", database, row.id)
+                for rev in [row.rev, *document.get("_conflicts", ())]:
+                    self._client.bulk(database, [{"_id": row.id, "_rev": rev, "_deleted": True}])
+            else:
+                living.append(row)
+        return living
+
+
+def _bounded(rows: Sequence[Row]) -> Sequence[Row]:
+    """As many of ``rows`` as one request carries."""
+    size = 0
+    for number, row in enumerate(rows):
+        size += 0 if row.document is None else len(row.document["message"])
+        if number and size > _PAGE_BYTES:
+            return rows[:number]
+    return rows
+
+
+def _shuffled(rows: list[Row]) -> list[Row]:
+    """Those of one rank in any order, so that not all claim the same ones."""
+    random.shuffle(rows)
+    return sorted(rows, key=lambda row: order_of(row.id)[0])

@@ -1,0 +1,410 @@
+"""Speaks HTTP with whichever of the servers can be reached.
+
+Every call has one deadline: connecting, sending and answering. Where a server cannot be reached, the next one of the
+URL is asked. Once a request was sent it may have been carried out, whatever happens to its answer: it is repeated only
+where that does no harm; all else travels, and whoever called finds out what became of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+import msgspec
+from ekiden.errors import EkidenError
+from ekiden.urls import BrokerURL, Host
+
+from ekiden_couchdb.clock import ServerClock
+from ekiden_couchdb.connection import Connection, Received
+from ekiden_couchdb.connections import Connections, Unreachable
+from ekiden_couchdb.errors import (
+    TROUBLE,
+    Errors,
+    NotJSON,
+    is_not_permitted,
+    refusal_from,
+    refusal_in,
+    status_of,
+)
+from ekiden_couchdb.options import Place, address_of, options_in, place_in, tls_context
+
+_encode = msgspec.json.Encoder().encode
+
+_FEED_SILENCE_SECONDS = 60.0
+_SAFE_IN_PATHS = "/$(),:!~"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a server answered; ``body`` is what its JSON says, ``date`` the header of that name."""
+
+    status: int
+    body: Any
+    date: str
+
+
+class BulkOutcome(Enum):
+    """What became of one document of a ``_bulk_docs``.
+
+    OK: written. ACCEPTED: written to fewer copies than a quorum; another may win. CONFLICT: it has another revision.
+    FORBIDDEN: the database does not take it. ERROR: anything else.
+    """
+
+    OK = "ok"
+    ACCEPTED = "accepted"
+    CONFLICT = "conflict"
+    FORBIDDEN = "forbidden"
+    ERROR = "error"
+
+
+class BulkAnswer(msgspec.Struct, frozen=True, gc=False):
+    """The answer for one document. ``rev`` where it was written; ``reason`` what the server said otherwise."""
+
+    id: str
+    outcome: BulkOutcome
+    rev: str = ""
+    reason: str = ""
+
+
+class Client:
+    """What one URL leads to, for any number of threads.
+
+    Raises ``unavailable`` for what may work when tried again, and ``refused`` for what will not, each with one
+    sentence; ``errors.status_of`` tells the status of the answer, if there was one. Nothing is connected before the
+    first call.
+    """
+
+    def __init__(self, url: BrokerURL, *, unavailable: type[EkidenError], refused: type[EkidenError]) -> None:
+        self.options = options_in(url)
+        self.place: Place = place_in(url)
+        self.errors = Errors(unavailable, refused, username=self.place.username)
+        self.clock = ServerClock()
+        self._is_cluster: bool | None = None
+        self._own = f"{self.options.prefix}-"
+        self._a_database: str | None = None  # one of ours that is there
+        self._connections = Connections(self.place.hosts, tls_context(url, self.options), self.options.server_hostname)
+        self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self.options.auth == "basic" and self.place.username is not None:
+            secret = f"{self.place.username}:{self.place.password or ''}".encode()
+            self._headers["Authorization"] = "Basic " + base64.b64encode(secret).decode()
+        self._begin()
+
+    def database(self, kind: str) -> str:
+        """The name of our database for ``kind``."""
+        return f"{self.options.prefix}-{kind}"
+
+    def deadline(self) -> float:
+        """When a call that begins now must have ended, on the monotonic clock."""
+        deadline: float | None = getattr(self._calls, "deadline", None)
+        return time.monotonic() + self.options.timeout if deadline is None else deadline
+
+    @contextmanager
+    def one_deadline(self) -> Iterator[None]:
+        """All requests that this thread makes in the ``with`` block have one deadline, the timeout from now."""
+        if getattr(self._calls, "deadline", None) is not None:
+            yield
+            return
+        self._calls.deadline = self.deadline()
+        try:
+            yield
+        finally:
+            self._calls.deadline = None
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        accept: Collection[int] = (),
+        harmless: bool = False,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Make one request. An answer outside of 2xx is raised, unless its status is among ``accept``.
+
+        ``path`` is not percent-encoded. ``harmless``: it may be carried out twice, as what is got always may.
+        ``deadline``: on the monotonic clock, if not the timeout from now.
+        """
+        deadline = self.deadline() if deadline is None else deadline
+        content = None if body is None else _encode(body)
+        harmless = harmless or method in {"GET", "HEAD"}
+        received, host = self._exchange(method, _target(path, query), content, harmless=harmless, deadline=deadline)
+        if not 200 <= received.status < 300 and received.status not in accept:
+            raise self.error(refusal_from(received.status, received.body), host)
+        name = path[1:].partition("/")[0]
+        if name.startswith(self._own) and 200 <= received.status < 300:
+            self._a_database = name
+        return Answer(received.status, received.body, received.headers.get("date", ""))
+
+    def bulk(
+        self, database: str, documents: Sequence[Mapping[str, Any]], *, deadline: float | None = None
+    ) -> list[BulkAnswer]:
+        """Write ``documents``, no two of one id, and return what became of each, in their order.
+
+        Raises when nothing could be asked, or was answered: then any of them may or may not have been written.
+        """
+        if not documents:
+            return []
+        answer = self.ask("POST", f"/{database}/_bulk_docs", {"docs": documents}, deadline=deadline)
+        if not isinstance(answer.body, list):
+            raise self.errors.refused(f"{self.place}: it answered a _bulk_docs with something else than a list.")
+        by_id = {str(each.get("id", "")): _bulk_answer(each) for each in answer.body}
+        missing = BulkAnswer("", BulkOutcome.ERROR, reason="the server did not say what became of it")
+        return [by_id.get(document["_id"], missing) for document in documents]
+
+    @contextmanager
+    def stream(
+        self, path: str, query: Mapping[str, str] | None = None, *, silence: float = _FEED_SILENCE_SECONDS
+    ) -> Iterator[Feed]:
+        """A request whose answer does not end: its lines, over a connection of its own.
+
+        Each line, also an empty one (a heartbeat), must come within ``silence`` seconds of the one before. The request
+        is sent when the first is wanted: a server may have nothing to say for a while, not even that it has understood.
+        """
+        connection = self._connect(self.deadline())
+        try:
+            yield Feed(self, connection, self._stream_lines(connection, _target(path, query), silence))
+        finally:
+            connection.close()
+
+    def ensure_database(self, name: str) -> None:
+        """Make the database where it is missing and we may. Raises when it is missing afterwards, with one sentence."""
+        if name in self._ensured:
+            return
+        if self.ask("GET", f"/{name}", accept={HTTPStatus.NOT_FOUND}).status == HTTPStatus.NOT_FOUND:
+            self._create_database(name)
+        self._ensured.add(name)
+
+    def is_missing(self, error: EkidenError) -> bool:
+        """Whether ``error`` says that a database is missing (any more)."""
+        return status_of(error) == HTTPStatus.NOT_FOUND
+
+    def lost(self, database: str) -> None:
+        """The database was found to be missing: the next ``ensure_database`` makes it anew."""
+        self._ensured.discard(database)
+
+    def is_cluster(self) -> bool:
+        """Whether a document is kept by several nodes, which may disagree for a while. Asked once.
+
+        True as long as that cannot be told.
+        """
+        if self._is_cluster is None:
+            self._is_cluster = self._ask_whether_cluster()
+        return self._is_cluster is not False
+
+    def server_time(self) -> float:
+        """What the server's clock shows now at the least, in seconds since the epoch; at the most it is
+        ``clock_error`` later."""
+        self._ask_the_time()
+        return self.clock.earliest()
+
+    def latest_server_time(self) -> float:
+        """What the server's clock shows now at the most."""
+        self._ask_the_time()
+        return self.clock.latest()
+
+    @property
+    def clock_error(self) -> float:
+        """How many seconds ``server_time`` may be behind."""
+        self._ask_the_time()
+        return self.clock.error
+
+    def error(self, trouble: Exception, host: Host | None = None) -> EkidenError:
+        """What to raise for ``trouble`` with ``host``."""
+        where = self.place if host is None else f"CouchDB at {address_of(host)}"
+        return self.errors.of(trouble, where, self.options.timeout)
+
+    def failed(self, trouble: Exception, host: Host) -> EkidenError:
+        """The same, for a connection that broke: another server is tried first the next time."""
+        self._connections.turn_from(host)
+        return self.error(trouble, host)
+
+    def close(self) -> None:
+        """Close every idle connection; those in use are closed when their calls end. May be called again."""
+        self._connections.close()
+
+    def forget(self) -> None:
+        """In a forked child: drop every connection without touching the parent's."""
+        self._connections.forget()
+        self._begin()
+
+    # Connections.
+
+    def _begin(self) -> None:
+        self._calls = threading.local()
+        self._cookies: dict[Host, str] = {}
+        self._ensured: set[str] = set()
+
+    def _connect(self, deadline: float) -> Connection:
+        try:
+            return self._connections.connect(deadline)
+        except Unreachable as trouble:
+            raise self.error(trouble.error, trouble.host) from trouble.error
+
+    def _exchange(
+        self, method: str, target: str, content: bytes | None, *, harmless: bool, deadline: float
+    ) -> tuple[Received, Host]:
+        connection = self._connections.take_idle()
+        was_idle = connection is not None
+        if connection is None:
+            connection = self._connect(deadline)
+        try:
+            received = self._authenticated(connection, method, target, content, deadline)
+        except (*TROUBLE, NotJSON) as error:
+            connection.close()
+            if was_idle and harmless and not isinstance(error, (NotJSON, TimeoutError)):
+                return self._exchange(method, target, content, harmless=harmless, deadline=deadline)
+            self._connections.turn_from(connection.host)
+            raise self.error(error, connection.host) from error
+        except BaseException:
+            connection.close()  # the answer would be taken for the next one's
+            raise
+        self._connections.give_back(connection)
+        return received, connection.host
+
+    def _authenticated(
+        self, connection: Connection, method: str, target: str, content: bytes | None, deadline: float
+    ) -> Received:
+        """The answer to a request by who we are; where a session has ended, after a new one was begun."""
+        if self.options.auth == "basic" or self.place.username is None:
+            return self._timed(connection, method, target, content, self._headers, deadline)
+        host = connection.host
+        had_one = host in self._cookies
+        if not had_one:
+            self._begin_session(connection, deadline)
+        received = self._timed(connection, method, target, content, self._headers_of(host), deadline)
+        if received.status == HTTPStatus.UNAUTHORIZED and had_one:
+            self._begin_session(connection, deadline)
+            received = self._timed(connection, method, target, content, self._headers_of(host), deadline)
+        self._note_cookie(host, received)
+        return received
+
+    def _timed(  # noqa: PLR0917
+        self,
+        connection: Connection,
+        method: str,
+        target: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        deadline: float,
+    ) -> Received:
+        asked_at = time.monotonic()
+        received = connection.exchange(method, target, content, headers, deadline)
+        date = received.headers.get("date")
+        if date:
+            self.clock.note(date, asked_at, time.monotonic())
+        return received
+
+    def _begin_session(self, connection: Connection, deadline: float) -> None:
+        who = {"name": self.place.username, "password": self.place.password or ""}
+        received = self._timed(connection, "POST", "/_session", _encode(who), self._headers, deadline)
+        if received.status != HTTPStatus.OK:
+            raise self.error(refusal_from(received.status, received.body), connection.host)
+        self._note_cookie(connection.host, received)
+
+    def _note_cookie(self, host: Host, received: Received) -> None:
+        cookie = received.headers.get("set-cookie", "").partition(";")[0]
+        if cookie.startswith("AuthSession="):
+            self._cookies[host] = cookie
+
+    def _headers_of(self, host: Host) -> Mapping[str, str]:
+        return {**self._headers, "Cookie": self._cookies.get(host, "")}
+
+    def _stream_lines(self, connection: Connection, target: str, silence: float) -> Iterator[bytes]:
+        deadline = self.deadline()
+        headers: Mapping[str, str] = self._headers
+        if self.options.auth == "session" and self.place.username is not None:
+            self._begin_session(connection, deadline)
+            headers = self._headers_of(connection.host)
+        received, lines = connection.stream(target, headers, deadline, silence=silence)
+        if received is not None:
+            raise self.error(refusal_from(received.status, received.body), connection.host)
+        yield from lines
+
+    # Asking once.
+
+    def _create_database(self, name: str) -> None:
+        query = {"q": str(self.options.q)} | ({} if self.options.n is None else {"n": str(self.options.n)})
+        exists = HTTPStatus.PRECONDITION_FAILED
+        try:
+            self.ask("PUT", f"/{name}", query=query, accept={exists}, harmless=True)
+        except self.errors.refused as error:
+            refusal = refusal_in(error)
+            if refusal is None or not is_not_permitted(refusal):
+                raise
+            raise self.errors.refused(
+                f"{self.place} has no database {name!r} and does not permit us to make it: an administrator has to "
+                f"make it and to add our user to the members in its _security ({refusal.reason})."
+            ) from refusal
+
+    def _ask_whether_cluster(self) -> bool | None:
+        """By the number of nodes; who may not ask that looks at how many copies one of our databases has."""
+        answer = self.ask("GET", "/_membership", accept=range(400, 500))
+        if isinstance(answer.body, dict) and isinstance(answer.body.get("cluster_nodes"), list):
+            return len(answer.body["cluster_nodes"]) > 1
+        if self._a_database is None:
+            return None
+        info = self.ask("GET", f"/{self._a_database}", accept=range(400, 500)).body
+        copies = info.get("cluster", {}).get("n", 1) if isinstance(info, dict) and "error" not in info else None
+        return None if copies is None else int(copies) > 1
+
+    def _ask_the_time(self) -> None:
+        if not self.clock.is_known:
+            self.ask("GET", "/", accept=range(400, 500))
+        if not self.clock.is_known:
+            raise self.errors.refused(f"{self.place} does not say the date in its answers; that is needed for leases.")
+
+
+class Feed:
+    """The lines of an answer that does not end. One thread reads; any may ``cut``, which ends the reading."""
+
+    def __init__(self, client: Client, connection: Connection, lines: Iterator[bytes]) -> None:
+        self._client = client
+        self._connection = connection
+        self._lines = lines
+        self._is_cut = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        """The next line; an empty one is a heartbeat. Raises ``unavailable`` when the connection breaks."""
+        try:
+            return next(self._lines)
+        except (*TROUBLE, NotJSON) as error:
+            if self._is_cut:
+                raise StopIteration from error
+            raise self._client.failed(error, self._connection.host) from error
+
+    def cut(self) -> None:
+        """End the reading, by another thread or by the reader."""
+        self._is_cut = True
+        self._connection.cut()
+
+
+def _target(path: str, query: Mapping[str, str] | None) -> str:
+    """``path`` and ``query`` as they stand in a request. A plus sign in a path would be taken for a space."""
+    target = quote(path, safe=_SAFE_IN_PATHS)
+    return f"{target}?{urlencode(query)}" if query else target
+
+
+def _bulk_answer(said: Mapping[str, Any]) -> BulkAnswer:
+    document_id, error = str(said.get("id", "")), str(said.get("error", ""))
+    reason = f"{error}: {said.get('reason', '')}"
+    if said.get("ok") or (not error and "rev" in said):
+        outcome = BulkOutcome.ACCEPTED if said.get("accepted") else BulkOutcome.OK
+        return BulkAnswer(document_id, outcome, rev=str(said.get("rev", "")))
+    match error:
+        case "conflict":
+            return BulkAnswer(document_id, BulkOutcome.CONFLICT, reason=reason)
+        case "forbidden" | "unauthorized":
+            return BulkAnswer(document_id, BulkOutcome.FORBIDDEN, reason=reason)
+        case _:
+            return BulkAnswer(document_id, BulkOutcome.ERROR, reason=reason)

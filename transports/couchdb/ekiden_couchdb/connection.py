@@ -1,0 +1,196 @@
+"""One connection to one server: an urllib3 connection whose every call ends by a deadline.
+
+urllib3's timeouts hold for each receive; a server that sends a byte now and then could make a call last for ever. So
+the sockets here know the deadline, and give each receive what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from ekiden.urls import Host
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from ekiden_couchdb.errors import NotJSON, Overdue
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]  # Python 3.12
+
+    from urllib3.response import HTTPResponse
+
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+IDLE_SECONDS = 60.0
+"""A connection that was idle for longer is not used again: something on the way may have forgotten it."""
+_CLOSING_EARLY_SECONDS = 1.0
+"""Where the server says how long it keeps an idle connection: so much earlier we do not use it any more."""
+_READ_BYTES = 65536
+
+_decode = msgspec.json.Decoder().decode
+
+
+class _PlainSocket(socket.socket):
+    """A socket with a deadline, on the monotonic clock."""
+
+    deadline = 0.0
+
+    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
+        self.settimeout(_left(self.deadline))
+        return super().recv_into(buffer, nbytes, flags)
+
+
+class _TLSSocket(ssl.SSLSocket):
+    """The same with TLS."""
+
+    deadline = 0.0
+
+    def recv_into(self, buffer: Buffer, nbytes: int | None = None, flags: int = 0) -> int:
+        self.settimeout(_left(self.deadline))
+        return super().recv_into(buffer, nbytes, flags)
+
+
+class _HTTP(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        opened = super()._new_conn()
+        return _PlainSocket(opened.family, opened.type, opened.proto, fileno=opened.detach())
+
+
+class Received(msgspec.Struct, frozen=True):
+    """What a server answered: ``body`` is what its JSON says, ``headers`` have lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Connection:
+    """To ``host``; used by one thread at a time, except that any may ``cut`` it. ``usable_until``: while it is idle."""
+
+    def __init__(self, host: Host, context: ssl.SSLContext | None, server_hostname: str | None) -> None:
+        self.host = host
+        self.usable_until = 0.0
+        options: list[tuple[int, int, int | bytes]] = [
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        ]
+        options += [
+            (socket.IPPROTO_TCP, getattr(socket, name), value)
+            for name, value in _KEEP_ALIVE.items()
+            if hasattr(socket, name)
+        ]
+        if context is None:
+            self._http: HTTPConnection = _HTTP(host.name, host.port, socket_options=options)
+        else:
+            self._http = HTTPSConnection(
+                host.name,
+                host.port,
+                socket_options=options,
+                ssl_context=context,
+                server_hostname=server_hostname,
+                assert_hostname=None if context.check_hostname else False,
+            )
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is connected, and the server has not closed it meanwhile."""
+        return time.monotonic() < self.usable_until and self._http.is_connected
+
+    def connect(self, deadline: float) -> None:
+        """Connect until ``deadline``, and begin TLS where that is wanted. Raises what is in ``TROUBLE``."""
+        self._http.timeout = _left(deadline)
+        self._http.connect()
+
+    def exchange(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], deadline: float
+    ) -> Received:
+        """Send one request and read its answer. Raises what is in ``TROUBLE``, or NotJSON."""
+        response = self._send(method, target, body, headers, deadline)
+        content = response.read(decode_content=True)
+        lasts = _seconds_kept(response.headers.get("keep-alive", ""))
+        self.usable_until = time.monotonic() + lasts
+        return Received(response.status, response.headers, _decoded(response, content))
+
+    def stream(
+        self, target: str, headers: Mapping[str, str], deadline: float, *, silence: float
+    ) -> tuple[Received | None, Iterator[bytes]]:
+        """Send a request whose answer does not end; its lines, as they come, without their ends.
+
+        Each line, also an empty one, must come within ``silence`` seconds of the one before. An answer of trouble is
+        returned whole instead.
+        """
+        response = self._send("GET", target, None, headers, deadline)
+        if response.status != 200:
+            content = response.read(decode_content=True)
+            return Received(response.status, response.headers, _decoded(response, content)), iter(())
+        return None, self._lines(response, silence)
+
+    def cut(self) -> None:
+        """End whatever is being read or sent, by another thread."""
+        opened = self._http.sock
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                # Not the shutdown of TLS, which would take the reader's state from under it.
+                socket.socket.shutdown(opened, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it. May be called again."""
+        self.usable_until = 0.0
+        self._http.close()
+
+    def _send(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], deadline: float
+    ) -> HTTPResponse:
+        http = self._http
+        http.timeout = _left(deadline)
+        self._set_deadline(deadline)
+        http.request(method, target, body=body, headers=headers, preload_content=False)
+        return http.getresponse()
+
+    def _set_deadline(self, deadline: float) -> None:
+        assert isinstance(self._http.sock, (_PlainSocket, _TLSSocket))
+        self._http.sock.deadline = deadline
+
+    def _lines(self, response: HTTPResponse, silence: float) -> Iterator[bytes]:
+        rest = b""
+        self._set_deadline(time.monotonic() + silence)
+        for piece in response.stream(_READ_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+            self._set_deadline(time.monotonic() + silence)
+
+
+def deadline_context(context: ssl.SSLContext) -> ssl.SSLContext:
+    """``context``, whose sockets know a deadline from now on."""
+    context.sslsocket_class = _TLSSocket
+    return context
+
+
+def _decoded(response: HTTPResponse, content: bytes) -> Any:
+    if not content:
+        return None
+    try:
+        return _decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        kind = response.headers.get("content-type", "").partition(";")[0]
+        raise NotJSON(response.status, kind) from error
+
+
+def _seconds_kept(keep_alive: str) -> float:
+    """How long an idle connection may be used, by the answer's header ``Keep-Alive: timeout=5``."""
+    _, found, seconds = keep_alive.partition("timeout=")
+    seconds = seconds.partition(",")[0].strip()
+    if found and seconds.isdigit():
+        return max(0.0, min(IDLE_SECONDS, int(seconds) - _CLOSING_EARLY_SECONDS))
+    return IDLE_SECONDS
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise Overdue
+    return left

@@ -1,0 +1,190 @@
+"""Messages as documents: their ids, which say in which order they are delivered, and what is in them.
+
+    QUEUE:r:RANK:AGE:ID        a message that was ready when it was published
+    QUEUE:d:DUE:RANK:ID        one that was not due then
+    ~QUEUE:ID                  a note where the message of this id is: {"at": its document}
+    ~~SLOT                     what the consumer of this name may hold in this database: {"held": [document, ...]}
+
+QUEUE and ID are written in the characters that ids have, all others as ``=xx``; RANK is 0 for the most urgent; AGE are
+microseconds and DUE milliseconds by the server's clock, with leading zeros. ``_all_docs`` compares ids byte by byte, so
+each queue is two ranges, in the order of delivery. A message stays in its range until it is settled:
+
+    message     the message itself: ``packed``
+    attempts    how often it was handed out, less how often it was given back
+    until       milliseconds by the server's clock: not delivered before
+    token       fresh with each hand-out; "" when nobody holds it
+    owner       which consumer holds it
+    given_back  fresh each time it was given back
+    note        the revision of its note
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+from ekiden.errors import BrokerRefused
+from ekiden.message import HIGHEST_PRIORITY, Message, unsendable
+
+FORMAT = 1
+
+Document = dict[str, Any]
+
+_LONGEST_NAME = 200
+_UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
+_LATEST_DUE = 10**15 - 1
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[str, str, int, float | None, dict[str, Any] | None, bytes]).decode
+
+
+class Packed(msgspec.Struct, frozen=True, gc=False):
+    """A message as it is stored. ``due`` are milliseconds; None is now."""
+
+    queue: str
+    id: str
+    rank: int
+    due: int | None
+    content: str
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """The ids of one kind of documents of one queue: from ``start`` on, all below ``end``."""
+
+    start: str
+    end: str
+
+
+def encoded_name(name: str) -> str:
+    """``name`` in the characters of ids; a long one is cut, and told from others by a hash."""
+    encoded = _UNSAFE.sub(lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), name)
+    if len(encoded) <= _LONGEST_NAME:
+        return encoded
+    digest = blake2b(name.encode(), digest_size=16).hexdigest()
+    return f"{encoded[: _LONGEST_NAME - 40]}=={digest}"
+
+
+def ready_rows(queue: str) -> Rows:
+    """Where the messages are that were ready when they were published."""
+    encoded = encoded_name(queue)
+    return Rows(f"{encoded}:r:", f"{encoded}:r;")
+
+
+def delayed_rows(queue: str) -> Rows:
+    """Where those are that were not due then."""
+    encoded = encoded_name(queue)
+    return Rows(f"{encoded}:d:", f"{encoded}:d;")
+
+
+def after(document_id: str) -> str:
+    """Where the ids behind ``document_id`` begin."""
+    return document_id + " "  # less than every character in an id
+
+
+def ready_id(message: Packed, age: int) -> str:
+    """The document of a message that is ready."""
+    return f"{encoded_name(message.queue)}:r:{message.rank}:{age:016d}:{encoded_name(message.id)}"
+
+
+def delayed_id(message: Packed, due: int) -> str:
+    """The document of a message that is not due yet."""
+    return f"{encoded_name(message.queue)}:d:{due:015d}:{message.rank}:{encoded_name(message.id)}"
+
+
+def note_id(message: Packed) -> str:
+    """The document that says where the message is."""
+    return f"~{encoded_name(message.queue)}:{encoded_name(message.id)}"
+
+
+def note_of(document_id: str) -> str:
+    """The same, by the message's document."""
+    queue, *_, message_id = document_id.split(":")
+    return f"~{queue}:{message_id}"
+
+
+def slot_id(owner: str) -> str:
+    """The document that says what a consumer may hold."""
+    return f"~~{owner}"
+
+
+def owner_of(name: str) -> str:
+    """What a consumer of this name writes into what it holds."""
+    return blake2b(name.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+
+
+def due_of(document_id: str) -> int:
+    """Milliseconds by the server's clock before which the message was not to be delivered; 0 for a ready one."""
+    _, kind, due, *_ = document_id.split(":")
+    return int(due) if kind == "d" else 0
+
+
+def order_of(document_id: str) -> tuple[int, int]:
+    """What messages of one queue are sorted by: the rank, then since when it is ready."""
+    _, kind, first, second, _ = document_id.split(":")
+    return (int(second), int(first) * 1000) if kind == "d" else (int(first), int(second))
+
+
+def packed(message: Message, *, max_message_bytes: int) -> Packed | BrokerRefused:
+    """What is stored of ``message``, or why it cannot be."""
+    reason = unsendable(message)
+    if reason is None and len(message.body) > max_message_bytes:
+        reason = f"its body has {len(message.body)} bytes and max_message_bytes is {max_message_bytes}"
+    if reason is None:
+        due = message.due
+        try:
+            value = (message.id, message.queue, message.priority, due, message.headers or None, message.body)
+            return Packed(
+                message.queue,
+                message.id,
+                HIGHEST_PRIORITY - message.priority,
+                None if due is None else min(max(0, int(due * 1000)), _LATEST_DUE),
+                base64.b64encode(_encode(value)).decode(),
+            )
+        except (msgspec.MsgspecError, OverflowError, UnicodeEncodeError, ValueError) as error:
+            # A header of more than 64 bits, half a character, a due time that is infinite.
+            reason = f"its id, its due time or a header cannot be written: {error}"
+    return BrokerRefused(f"message {message.id!r} for queue {message.queue!r}: {reason}.")
+
+
+def unpacked(content: str) -> Message:
+    """The message that ``packed`` made it of. Raises ValueError for anything else."""
+    message_id, queue, priority, due, headers, body = _decode(base64.b64decode(content, validate=True))
+    return Message(message_id, queue, body, headers or {}, priority, due)
+
+
+def new_document(document_id: str, message: Packed, note: str) -> Document:
+    """The document of a message that nobody has received yet."""
+    return {
+        "_id": document_id,
+        "format": FORMAT,
+        "message": message.content,
+        "attempts": 0,
+        "until": 0,
+        "token": "",
+        "owner": "",
+        "note": note,
+    }
+
+
+def is_message(document: Document) -> bool:
+    """Whether this is a message that we can read: not another's document, and not of a later format."""
+    return (
+        document.get("format") == FORMAT
+        and isinstance(document.get("message"), str)
+        and isinstance(document.get("attempts"), int)
+        and isinstance(document.get("until"), int)
+        and isinstance(document.get("token"), str)
+    )
+
+
+def is_ready_at(document: Document) -> int:
+    """Milliseconds by the server's clock from which on the message may be delivered."""
+    return max(due_of(document["_id"]), int(document["until"]))
+
+
+def generation(rev: str) -> int:
+    """How many revisions there were up to this one."""
+    return int(rev.partition("-")[0] or 0)

@@ -1,0 +1,269 @@
+"""Publishing: each message first gets a note, by which its id is known, and then its document.
+
+The note of an id is written once: who finds it there looks whether the message that it points to is still alive. Only
+then is it a duplicate. Else the message goes where the note says, so that two who do this at the same time meet in one
+document; and where there was one before, to a place that the note is changed to first, so that nobody takes the new
+message for the settled one. A publisher that dies in between leaves a note without a message, which is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+
+import msgspec
+from ekiden.errors import BrokerRefused, BrokerUnavailable, EkidenError
+from ekiden.message import DUPLICATE, REPLY_PREFIX, STORED, Message, Published, PublishOutcome
+
+from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
+from ekiden_couchdb.documents import Packed, delayed_id, new_document, note_id, packed, ready_id
+from ekiden_couchdb.errors import status_of
+from ekiden_couchdb.generations import Generations
+from ekiden_couchdb.reading import read_documents
+from ekiden_couchdb.replies import ReplyQueues
+from ekiden_couchdb.signals import Signals
+
+AT_ONCE = 500
+SLICE_BYTES = 4 * 1024 * 1024
+"""About how much one request carries at most, if it is more than one message."""
+
+_TRIES = 4
+
+
+class _Item(msgspec.Struct):
+    """One message on its way. ``number`` is its position in the batch, ``note_rev`` the revision of its note."""
+
+    number: int
+    message: Packed
+    document_id: str = ""
+    note_rev: str = ""
+
+
+class Publisher:
+    """Publishes for one transport. ``_lock`` guards the last age that was given."""
+
+    def __init__(self, client: Client, generations: Generations, signals: Signals, replies: ReplyQueues) -> None:
+        self._client = client
+        self._generations = generations
+        self._signals = signals
+        self._replies = replies
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: make a new lock."""
+        self._lock = threading.Lock()
+        self._last_age = 0
+
+    def publish(self, messages: Sequence[Message]) -> list[Published]:
+        """As ``Transport.publish``."""
+        answers: list[Published] = [STORED] * len(messages)
+        items: list[_Item] = []
+        for number, message in enumerate(messages):
+            value = packed(message, max_message_bytes=self._client.options.max_message_bytes)
+            if isinstance(value, BrokerRefused):
+                answers[number] = Published(PublishOutcome.FAILED, value)
+            else:
+                items.append(_Item(number, value))
+        with self._client.one_deadline():
+            self._store_all(items, answers, nothing_else=len(items) == len(messages))
+        return answers
+
+    def _store_all(self, items: list[_Item], answers: list[Published], *, nothing_else: bool) -> None:
+        """Store ``items`` and note each one's answer. Raises where nothing could be asked, and ``nothing_else`` was."""
+        items = self._without_closed_reply_queues(items)
+        items = _without_repeated(items, answers)
+        failures: list[EkidenError] = []
+        slices = list(_cut(items))
+        try:
+            for some in slices:
+                try:
+                    self._store_with_patience(some, answers)
+                except (BrokerUnavailable, BrokerRefused) as error:
+                    failures.append(error)
+                    for item in some:
+                        answers[item.number] = Published(PublishOutcome.FAILED, error)
+            if failures and len(failures) == len(slices) and nothing_else:
+                raise failures[0]
+        finally:
+            queues = {item.message.queue for item in items if answers[item.number] is STORED}
+            if queues:
+                self._signals.ring(queues)
+
+    def _without_closed_reply_queues(self, items: list[_Item]) -> list[_Item]:
+        asked = {item.message.queue for item in items if item.message.queue.startswith(REPLY_PREFIX)}
+        if not asked:
+            return items
+        closed = asked - self._replies.open_ones(asked)
+        return [item for item in items if item.message.queue not in closed]
+
+    def _store_with_patience(self, items: list[_Item], answers: list[Published]) -> None:
+        """Store ``items``; where the database has been sealed or dropped meanwhile, in the one that came after it."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                items = self._store(items, answers)
+            except BrokerRefused as error:
+                if status_of(error) == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                    self._store_one_by_one(items, answers, error)
+                    return
+                if not self._client.is_missing(error) or not tries_left:
+                    raise
+            if not items:
+                return
+            self._generations.refresh()
+        trouble = BrokerUnavailable(f"{self._client.place}: its databases of messages take no new ones now.")
+        for item in items:
+            answers[item.number] = Published(PublishOutcome.FAILED, trouble)
+
+    def _store_one_by_one(self, items: Sequence[_Item], answers: list[Published], error: EkidenError) -> None:
+        """One of ``items`` is too large for this server: which one shows when each goes by itself."""
+        if len(items) == 1:
+            answers[items[0].number] = Published(PublishOutcome.FAILED, error)
+            return
+        for item in items:
+            try:
+                self._store_with_patience([item], answers)
+            except (BrokerUnavailable, BrokerRefused) as trouble:
+                answers[item.number] = Published(PublishOutcome.FAILED, trouble)
+
+    def _store(self, items: list[_Item], answers: list[Published]) -> list[_Item]:
+        """Store ``items`` and note each one's answer. Returns those that this database does not take any more."""
+        database = self._generations.current()
+        items = self._without_older(database, items, answers)
+        self._choose_documents(items)
+        notes = [{"_id": note_id(item.message), "at": item.document_id} for item in items]
+        sealed: list[_Item] = []
+        noted: list[_Item] = []
+        known: list[_Item] = []
+        for item, answer in zip(items, self._client.bulk(database, notes), strict=True):
+            match answer.outcome:
+                case BulkOutcome.OK | BulkOutcome.ACCEPTED:
+                    item.note_rev = answer.rev
+                    noted.append(item)
+                case BulkOutcome.CONFLICT:
+                    known.append(item)
+                case BulkOutcome.FORBIDDEN:
+                    sealed.append(item)
+                case BulkOutcome.ERROR:
+                    answers[item.number] = self._failed(answer)
+        if known:
+            noted += self._without_alive(database, known, answers)
+        documents = [new_document(item.document_id, item.message, item.note_rev) for item in noted]
+        for item, answer in zip(noted, self._client.bulk(database, documents), strict=True):
+            match answer.outcome:
+                case BulkOutcome.OK:
+                    answers[item.number] = STORED
+                case BulkOutcome.CONFLICT:
+                    answers[item.number] = DUPLICATE
+                case BulkOutcome.FORBIDDEN:
+                    sealed.append(item)
+                case BulkOutcome.ACCEPTED | BulkOutcome.ERROR:
+                    answers[item.number] = self._failed(answer)
+        return sealed
+
+    def _choose_documents(self, items: Sequence[_Item]) -> None:
+        now = self._client.server_time()
+        with self._lock:
+            age = self._last_age = max(self._last_age, int(now * 1e6)) + len(items)
+        for number, item in enumerate(items, start=1 - len(items)):
+            due = item.message.due
+            if due is None or due <= now * 1000:
+                item.document_id = ready_id(item.message, age + number)
+            else:
+                item.document_id = delayed_id(item.message, due)
+
+    def _without_older(self, current: str, items: list[_Item], answers: list[Published]) -> list[_Item]:
+        """Those of which no older database holds a message."""
+        for database in self._generations.readable():
+            if database == current or not items:
+                continue
+            try:
+                notes = read_documents(self._client, database, [note_id(item.message) for item in items])
+                places = {id_: str(note.document["at"]) for id_, note in notes.items() if note.document is not None}
+                alive = self._alive(database, list(places.values()))
+            except BrokerRefused as error:
+                if not self._client.is_missing(error):
+                    raise
+                continue  # it has been dropped, so it was empty
+            fresh: list[_Item] = []
+            for item in items:
+                if places.get(note_id(item.message)) in alive:
+                    answers[item.number] = DUPLICATE
+                else:
+                    fresh.append(item)
+            items = fresh
+        return items
+
+    def _without_alive(self, database: str, items: list[_Item], answers: list[Published]) -> list[_Item]:
+        """Those whose notes were there already, and point to no living message. They have their places then."""
+        fresh: list[_Item] = []
+        for _ in range(_TRIES):
+            notes = read_documents(self._client, database, [note_id(item.message) for item in items])
+            places = [str(note.document["at"]) for note in notes.values() if note.document is not None]
+            found = read_documents(self._client, database, places) if places else {}
+            moving: list[_Item] = []
+            for item in items:
+                note = notes[note_id(item.message)]
+                place = found.get(str(note.document["at"])) if note.document is not None else None
+                item.note_rev = note.rev if note.document is not None else ""
+                if place is None or (place.rev and place.document is None):
+                    moving.append(item)
+                elif place.document is not None:
+                    answers[item.number] = DUPLICATE
+                else:
+                    item.document_id = place.id
+                    fresh.append(item)
+            items = []
+            if moving:
+                changed = [
+                    {"_id": note_id(item.message), "at": item.document_id}
+                    | ({"_rev": item.note_rev} if item.note_rev else {})
+                    for item in moving
+                ]
+                for item, answer in zip(moving, self._client.bulk(database, changed), strict=True):
+                    if answer.outcome in {BulkOutcome.OK, BulkOutcome.ACCEPTED}:
+                        item.note_rev = answer.rev
+                        fresh.append(item)
+                    elif answer.outcome is BulkOutcome.CONFLICT:
+                        items.append(item)  # somebody else publishes it just now
+                    else:
+                        answers[item.number] = self._failed(answer)
+            if not items:
+                return fresh
+        for item in items:
+            answers[item.number] = DUPLICATE
+        return fresh
+
+    def _alive(self, database: str, ids: list[str]) -> set[str]:
+        if not ids:
+            return set()
+        found = read_documents(self._client, database, ids)
+        return {id_ for id_, each in found.items() if each.document is not None}
+
+    def _failed(self, answer: BulkAnswer) -> Published:
+        if answer.outcome is BulkOutcome.ACCEPTED:
+            why = "too few nodes of the cluster have stored it; publish it again"
+        else:
+            why = answer.reason
+        return Published(PublishOutcome.FAILED, BrokerUnavailable(f"{self._client.place}: {why}."))
+
+
+def _without_repeated(items: list[_Item], answers: list[Published]) -> list[_Item]:
+    """Each message once; one that comes again in the same batch is a duplicate of the first."""
+    first: dict[tuple[str, str], _Item] = {}
+    for item in items:
+        if first.setdefault((item.message.queue, item.message.id), item) is not item:
+            answers[item.number] = DUPLICATE
+    return list(first.values())
+
+
+def _cut(items: list[_Item]) -> Iterator[list[_Item]]:
+    """``items`` in parts that one request takes."""
+    start = size = 0
+    for end, item in enumerate(items):
+        if end > start and (end - start == AT_ONCE or size + len(item.message.content) > SLICE_BYTES):
+            yield items[start:end]
+            start, size = end, 0
+        size += len(item.message.content)
+    if items:
+        yield items[start:]

@@ -1,0 +1,123 @@
+"""What a cluster accepted without a quorum: finds out whether it holds, and has it hold or takes it back.
+
+A node answers ``accepted`` when fewer than a quorum of copies took a write: because the others are away, or because
+they have taken another write of the same revision. In the first case the very same revision is handed to the others,
+as replication does it, until a quorum has it. In the second both are in the database as two branches, and any of them
+may become the visible one. Whoever was only accepted has lost: he deletes his branch and decides anew. A quorum of
+copies is read for that, so one of them knows of the winner. What was taken back says so, and nobody takes it for a
+deletion. Where nobody had won and all have taken theirs back, what was there before is written again.
+"""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from random import random
+from typing import Any
+
+import msgspec
+
+from ekiden_couchdb.client import Client
+from ekiden_couchdb.store_documents import Document
+
+_PAUSE_SECONDS = 0.1
+_TAKEN_BACK = "taken_back"
+
+
+class _Branch(msgspec.Struct, frozen=True):
+    """One branch of a document: its revisions, the leaf first, and what the leaf is. ``path`` is what CouchDB says."""
+
+    revisions: tuple[str, ...]
+    path: Any
+    is_deleted: bool
+    is_taken_back: bool
+
+    @property
+    def leaf(self) -> str:
+        """The revision that nobody has gone on from."""
+        return self.revisions[0]
+
+
+def make_sure(
+    client: Client,
+    database: str,
+    document: Document,
+    revision: str,
+    previous: Document | None,
+    *,
+    deadline: float,
+) -> bool:
+    """Have ``document``, of which ``revision`` was accepted, be kept by a quorum; True when it is.
+
+    ``previous``: what it was written over. False when somebody else has written over that, too: ours was taken back.
+    Raises ``unavailable`` when neither could be done until ``deadline``.
+    """
+    document_id = str(document["_id"])
+    parent = None if previous is None else previous.get("_rev")
+    is_kept = False
+    while True:
+        branches = _branches(client, database, document_id, deadline)
+        ours = next((branch for branch in branches if branch.leaf == revision), None)
+        if parent is None and ours is not None and len(ours.revisions) > 1:
+            parent = ours.revisions[1]
+        rivals = _rivals(branches, revision, parent)
+        if rivals:
+            _take_back(client, database, document_id, revision, deadline)
+            if previous is not None and not any(rival.is_deleted for rival in rivals):
+                _restore(client, database, previous, deadline)
+            return False
+        if is_kept:
+            return True
+        if time.monotonic() + _PAUSE_SECONDS >= deadline:
+            raise client.errors.unavailable(
+                f"{client.place}: fewer nodes than a quorum have taken what was stored in {database}; are some away?"
+            )
+        if ours is not None:
+            handed = {**document, "_rev": revision, "_revisions": ours.path}
+            is_kept = _hand_over(client, database, handed, deadline)
+        if not is_kept:
+            time.sleep(_PAUSE_SECONDS * (0.5 + random() / 2))
+
+
+def _rivals(branches: list[_Branch], revision: str, parent: str | None) -> list[_Branch]:
+    """What somebody else has written over ``parent``. Where there was nothing, a deletion is an older one."""
+    return [
+        branch
+        for branch in branches
+        if branch.leaf not in {revision, parent}
+        and not branch.is_taken_back
+        and (not branch.is_deleted if parent is None else parent in branch.revisions)
+    ]
+
+
+def _hand_over(client: Client, database: str, document: Document, deadline: float) -> bool:
+    """Write a revision as it is to all copies; whether a quorum has it now."""
+    body = {"docs": [document], "new_edits": False}
+    answer = client.ask("POST", f"/{database}/_bulk_docs", body, harmless=True, deadline=deadline)
+    return answer.status == HTTPStatus.CREATED and not answer.body
+
+
+def _take_back(client: Client, database: str, document_id: str, revision: str, deadline: float) -> None:
+    """Delete our branch. Where another write went on from it already, there is none of ours any more."""
+    tombstone = {"_id": document_id, "_rev": revision, "_deleted": True, _TAKEN_BACK: True}
+    client.bulk(database, [tombstone], deadline=deadline)
+
+
+def _restore(client: Client, database: str, previous: Document, deadline: float) -> None:
+    """Write what was there, unless there is something."""
+    document = {name: value for name, value in previous.items() if name != "_rev"}
+    if all(branch.is_deleted for branch in _branches(client, database, str(previous["_id"]), deadline)):
+        client.bulk(database, [document], deadline=deadline)
+
+
+def _branches(client: Client, database: str, document_id: str, deadline: float) -> list[_Branch]:
+    query = {"open_revs": "all", "revs": "true"}
+    answer = client.ask("GET", f"/{database}/{document_id}", query=query, deadline=deadline)
+    leaves: list[dict[str, Any]] = [each["ok"] for each in answer.body if "ok" in each]
+    return [_branch(leaf) for leaf in leaves]
+
+
+def _branch(leaf: dict[str, Any]) -> _Branch:
+    path = leaf["_revisions"]
+    revisions = tuple(f"{path['start'] - number}-{digest}" for number, digest in enumerate(path["ids"]))
+    return _Branch(revisions, path, bool(leaf.get("_deleted")), bool(leaf.get(_TAKEN_BACK)))
