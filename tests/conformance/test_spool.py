@@ -11,6 +11,7 @@ from examples.spool.spool import SpoolTransport
 
 
 @pytest.mark.slow  # an example, held to the same kit
+@pytest.mark.timeout(240)  # it reads all of its file every time: 20,000 messages take it long
 class TestSpool(TransportConformance, LeaseExpiryConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

@@ -8,27 +8,40 @@ Ledger          what the tasks wrote down, by whichever process; see apps/ledger
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 from ekiden import Ekiden
 from ekiden.message import DEAD_SUFFIX, Depth, Seen
 from ekiden.transport import Transport
+from ekiden.urls import parse_url
 
 from tests import working
 
 APPS = Path(__file__).parent / "apps"
 PATIENCE = 20.0
 """Seconds that a test waits for what must happen, before it says that it did not."""
+
+SETTLED_SECONDS = 0.5
+"""How long a worker that was told to stop may take for a claim that it has begun."""
+
+LONGEST_BACKLOGS = {"mongodb": 300, "couchdb": 500}
+"""By the scheme of the broker, where it or what stands in for it becomes slow with a longer one."""
+
+on_one_broker = pytest.mark.parametrize("broker_url", ["sqlite"], indirect=True)
+"""For a test in which the broker plays no part, and which takes its time."""
 
 Found = TypeVar("Found")
 
@@ -49,6 +62,10 @@ class Ledger:
         text = self.path.read_text() if self.path.exists() else ""
         found = [json.loads(line) for line in text.splitlines()]
         return [each for each in found if what is None or each["what"] == what]
+
+    def length(self) -> int:
+        """How many events there are; quicker than to read them, and no work for the broker."""
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
 
     def done(self) -> Counter[int]:
         """How often each number was done."""
@@ -139,15 +156,22 @@ class RunningWorker:
 
 
 class Ground:
-    """A broker and a queue of the test's own, the app that sends, and the workers that the test starts."""
+    """A broker and a queue of the test's own, the app that sends, and the workers that the test starts.
 
-    def __init__(self, broker_url: str, queue: str, directory: Path) -> None:
+    ``depth``: what tells exactly what the queue holds, where the transport cannot.
+    """
+
+    def __init__(
+        self, broker_url: str, queue: str, directory: Path, *, depth: Callable[[], Depth] | None = None
+    ) -> None:
         self.broker_url = broker_url
         self.queue = queue
         self.directory = directory
         self.ledger = Ledger(directory / "ledger")
         self.app = Ekiden("sender", broker=broker_url, task_default_queue=queue)
         self.workers: list[RunningWorker] = []
+        self._depth = depth
+        self._result_backend: str | None = None
 
     @property
     def transport(self) -> Transport:
@@ -186,7 +210,20 @@ class Ground:
             "EKIDEN_TASK_DEFAULT_QUEUE": self.queue,
             "FAULTS_LEDGER": str(self.ledger.path),
             "PYTHONUNBUFFERED": "1",
+            **({"EKIDEN_RESULT_BACKEND": self._result_backend} if self._result_backend else {}),
         }
+
+    def backlog(self, count: int) -> int:
+        """``count`` messages, or as many as this broker copes with: see ``LONGEST_BACKLOGS``."""
+        return min(count, LONGEST_BACKLOGS.get(parse_url(self.broker_url).scheme, count))
+
+    def lease(self, seconds: float) -> float:
+        """A lease of so many seconds, or the shortest that this broker has."""
+        return max(seconds, self.transport.description.shortest_lease)
+
+    def store_results_in(self, url: str) -> None:
+        """Have the test's side and every worker that is started from now on keep results there."""
+        self.app.conf.result_backend = self._result_backend = url
 
     def send_many(self, task: str, count: int) -> None:
         """Send ``count`` calls of a task that takes a number."""
@@ -199,8 +236,25 @@ class Ground:
         (self.directory / gate).touch()
 
     def depth(self) -> Depth:
-        """What the queue holds."""
-        return self.transport.depth(self.queue)
+        """What the queue holds: how many are ready, delayed and in somebody's hand."""
+        return self._depth() if self._depth is not None else self.transport.depth(self.queue)
+
+    @property
+    def looking_counts(self) -> bool:
+        """Whether this broker counts it as an attempt when somebody looks at a message."""
+        return self.transport.description.browsing_counts
+
+    def wait_until_ready_again(self, count: int) -> None:
+        """Wait until so many messages wait in the queue and have done so for a while: no claim is on its way."""
+        since = math.inf
+
+        def look() -> bool:
+            nonlocal since
+            now = time.monotonic()
+            since = min(since, now) if self.depth().ready == count else math.inf
+            return time.monotonic() - since >= SETTLED_SECONDS
+
+        eventually(look, what=f"{count} messages are ready and stay so")
 
     def wait_until_empty(self, *, within: float = PATIENCE) -> None:
         """Wait until nothing is ready, delayed or held in the queue."""
@@ -215,7 +269,10 @@ class Ground:
         return self.transport.browse(self.queue + DEAD_SUFFIX, limit=10_000)
 
     def attempts(self) -> Counter[int]:
-        """How many messages of the queue have been handed out how often."""
+        """How many messages of the queue have been handed out how often.
+
+        Where ``looking_counts``, looking hands them out as well.
+        """
         found: Counter[int] = Counter()
         after: str | None = None
         while batch := self.transport.browse(self.queue, after=after, limit=1000):
@@ -235,7 +292,10 @@ def _unknown_here(number: int) -> None:
 
 
 def _counts(depth: Depth) -> tuple[int, int, int]:
-    return depth.ready or 0, depth.delayed or 0, depth.leased or 0
+    assert depth.ready is not None
+    assert depth.delayed is not None
+    assert depth.leased is not None
+    return depth.ready, depth.delayed, depth.leased
 
 
 def processes_of_group(group: int) -> list[psutil.Process]:

@@ -6,18 +6,24 @@ import time
 
 import pytest
 
-from tests.faults.ground import Ground, eventually
+from tests.faults.ground import PATIENCE, Ground, eventually
 
-LEASE = 0.6
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def lease(ground: Ground) -> float:
+    """A short one (seconds)."""
+    return ground.lease(0.6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["long", "long_apart", "long_async", "holds_interpreter_apart"])
-def test_a_task_of_ten_leases_runs_once(ground: Ground, task: str) -> None:
-    ground.start(processes=2, lease=LEASE)
+def test_a_task_of_ten_leases_runs_once(ground: Ground, task: str, lease: float) -> None:
+    ground.start(processes=2, lease=lease)
 
-    ground.app.send_task(task, (10 * LEASE,))
-    ground.wait_until_empty()
+    ground.app.send_task(task, (10 * lease,))
+    ground.wait_until_empty(within=PATIENCE + 10 * lease)
 
     assert len(ground.ledger.entries("begun")) == 1
     assert len(ground.ledger.entries("work")) == 1
@@ -25,29 +31,34 @@ def test_a_task_of_ten_leases_runs_once(ground: Ground, task: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_holds_the_interpreter_in_a_thread_is_named(ground: Ground) -> None:
-    worker = ground.start(lease=LEASE)
+def test_a_task_that_holds_the_interpreter_in_a_thread_is_named(ground: Ground, lease: float) -> None:
+    worker = ground.start(lease=lease)
 
-    guilty = ground.app.send_task("holds_interpreter", (3 * LEASE,))
+    guilty: list[str] = []
+    for count in range(1, 4):  # one that begins while a request to the broker is under way is taken for a slow answer
+        guilty.append(ground.app.send_task("holds_interpreter", (3 * lease,)).id)
+        ground.ledger.wait("work", count)
+        if worker.said("leases were renewed .* late"):
+            break
 
     (warning, *_) = worker.wait_until_it_says("leases were renewed .* late")
     assert "WARNING" in warning
-    assert f"holds_interpreter[{guilty.id}]" in warning
+    assert any(f"holds_interpreter[{task_id}]" in warning for task_id in guilty)
     assert "pool='process'" in warning
 
 
 @pytest.mark.parametrize(
     "task", ["gated", *(pytest.param(task, marks=pytest.mark.slow) for task in ("gated_apart", "gated_async"))]
 )
-def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, task: str) -> None:
-    stopped = ground.start(lease=LEASE)
+def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, task: str, lease: float) -> None:
+    stopped = ground.start(lease=lease)
     after = ground.app.signature("follow", (task,))
     result = ground.app.send_task(task, (1,), link=after)
     ground.ledger.wait("begun")
     for pid in stopped.worker_pids():
         os.kill(pid, signal.SIGSTOP)
 
-    ground.start(lease=LEASE)
+    ground.start(lease=lease)
     ground.ledger.wait("begun", 2)
     ground.open()
     assert result.get(10) == 1
@@ -66,13 +77,15 @@ def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, task: 
 
 
 @pytest.mark.parametrize("wakes", ["before the other one has ended", "after that"])
-def test_a_stopped_worker_that_wakes_late_reports_no_failure_of_its_own(ground: Ground, wakes: str) -> None:
-    stopped = ground.start(lease=LEASE)
+def test_a_stopped_worker_that_wakes_late_reports_no_failure_of_its_own(
+    ground: Ground, wakes: str, lease: float
+) -> None:
+    stopped = ground.start(lease=lease)
     result = ground.app.send_task("fails_first", link=ground.app.signature("follow", ("fails_first",)))
     ground.ledger.wait("begun")
     (pid,) = stopped.worker_pids()
     os.kill(pid, signal.SIGSTOP)
-    ground.start(lease=LEASE)
+    ground.start(lease=lease)
     ground.ledger.wait("begun", 2)
 
     if wakes == "after that":
@@ -92,7 +105,7 @@ def test_a_stopped_worker_that_wakes_late_reports_no_failure_of_its_own(ground: 
 
 @pytest.mark.slow
 def test_a_lease_is_kept_while_the_broker_cannot_be_asked_for_less_than_a_lease(ground: Ground) -> None:
-    worker = ground.start(lease=3.0)
+    worker = ground.start(lease=ground.lease(3.0))
     ground.app.send_task("gated", (1,))
     ground.ledger.wait("begun")
     (pid,) = worker.worker_pids()

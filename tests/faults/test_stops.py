@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ground import Ground, eventually
+from tests.faults.ground import Ground, eventually, on_one_broker
 
 KINDS = ["gated", "gated_apart", "gated_async"]
 """A task in a thread, one in a body process, one in the event loop."""
@@ -26,7 +26,7 @@ def test_a_stop_lets_running_tasks_finish_and_gives_back_the_others_untouched(
 
     worker.signal(number)
     worker.wait_until_it_says("stopping")
-    eventually(lambda: ground.depth().ready == 20, what="what has not started is back")
+    ground.wait_until_ready_again(20)
     ground.open()
 
     assert worker.wait() == 0
@@ -130,22 +130,23 @@ def test_a_term_signal_to_every_process_is_one_stop(ground: Ground) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_ten_rolling_restarts_in_the_middle_of_a_backlog_cost_no_message_an_attempt(ground: Ground) -> None:
-    for number in range(400):
-        ground.app.send_task("work" if number % 2 else "work_async", (number, 0.05))
+    count = ground.backlog(400)
+    for number in range(count):
+        ground.app.send_task("work" if number % 2 else "work_async", (number, 0.2))
 
     for _ in range(10):
         done = ground.ledger.done().total()
         worker = ground.start(processes=2, threads=2, async_concurrency=2)
         eventually(lambda done=done: ground.ledger.done().total() >= done + 15, what="15 more are done")
         assert worker.stop() == 0
-        assert set(ground.attempts()) == {0}
-    assert ground.depth().ready == 400 - ground.ledger.done().total() > 0
+        assert ground.looking_counts or set(ground.attempts()) == {0}
+    assert ground.depth().ready == count - ground.ledger.done().total() > 0
     ground.start(processes=2)
     ground.wait_until_empty(within=60)
 
-    assert ground.ledger.done() == dict.fromkeys(range(400), 1)
+    assert ground.ledger.done() == dict.fromkeys(range(count), 1)
     assert {each["attempt"] for each in ground.ledger.entries("work")} == {1}
 
 
@@ -186,6 +187,7 @@ def test_worker_processes_are_recycled_when_they_have_grown(ground: Ground) -> N
     assert not worker.said("died")
 
 
+@on_one_broker
 @pytest.mark.slow
 def test_a_changed_file_restarts_the_processes_and_running_tasks_finish(ground: Ground) -> None:
     module = ground.directory / "watched.py"
@@ -204,6 +206,7 @@ def test_a_changed_file_restarts_the_processes_and_running_tasks_finish(ground: 
     assert ground.ledger.entries("imported")[-1]["version"] > 1
 
 
+@on_one_broker
 @pytest.mark.slow
 def test_a_file_saved_with_a_mistake_is_waited_out_until_it_is_corrected(ground: Ground) -> None:
     module = ground.directory / "watched.py"

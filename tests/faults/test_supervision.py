@@ -10,11 +10,12 @@ import time
 import psutil
 import pytest
 
-from tests.faults.ground import Ground, eventually, wait_until_gone
+from tests.faults.ground import Ground, eventually, on_one_broker, wait_until_gone
 
 NEW_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
+@on_one_broker
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -53,6 +54,7 @@ def test_a_body_process_that_cannot_import_the_app_fails_its_task_and_says_why(g
     assert len(eventually(ground.dead, what="its dead letter")) == 1
 
 
+@on_one_broker
 @pytest.mark.slow
 def test_the_liveness_file_is_touched_while_all_processes_work(ground: Ground) -> None:
     alive = ground.directory / "alive"
@@ -65,6 +67,7 @@ def test_the_liveness_file_is_touched_while_all_processes_work(ground: Ground) -
     assert worker.stop() == 0
 
 
+@on_one_broker
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_the_liveness_file_is_not_touched_when_a_process_hangs(ground: Ground) -> None:
@@ -124,6 +127,7 @@ def test_a_worker_starts_its_first_task_soon(ground: Ground) -> None:
     assert result.get(5) == 1
 
 
+@on_one_broker
 @pytest.mark.slow
 def test_a_crash_loop_is_slowed_down_and_ends_when_the_cause_does(ground: Ground) -> None:
     gate = ground.directory / "healthy"

@@ -34,6 +34,7 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
+@pytest.mark.slow
 def test_a_skip_on_ci_is_a_failure(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
 
@@ -43,6 +44,7 @@ def test_a_skip_on_ci_is_a_failure(suite: pytest.Pytester, monkeypatch: pytest.M
     result.stdout.fnmatch_lines(["*On CI no test may be skipped. Skipped: no server here"])
 
 
+@pytest.mark.slow
 def test_elsewhere_a_skip_is_a_skip(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 from ekiden.codec import Parameters, decode_call, decode_value, encode_call, encode_value
 from ekiden.errors import MessageError
 from ekiden.signature import Call, Step
@@ -26,7 +27,7 @@ steps = st.recursive(
 calls = st.builds(
     Call,
     task=text,
-    id=text,
+    id=text.filter(lambda task_id: "\0" not in task_id),  # refused where it is sent: no store can hold it
     sent=st.floats(0, 1e11),
     args=st.lists(values, max_size=4),
     kwargs=st.dictionaries(text, values, max_size=4),
@@ -49,6 +50,7 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
     assert decode_value(encode_value(value)) == value
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(calls)
 def test_a_call_comes_back_as_it_was(call: Call) -> None:
@@ -59,6 +61,7 @@ def test_a_call_comes_back_as_it_was(call: Call) -> None:
     assert encode_call(again) == body
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(calls)
 def test_any_other_json_library_reads_a_call(call: Call) -> None:

@@ -13,6 +13,7 @@ class TestTheirs(TransportConformance):
 """
 
 
+@pytest.mark.slow
 def test_the_kit_can_be_imported_where_marks_are_strict(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_theirs=TEST_OF_A_TRANSPORT)
 

@@ -16,6 +16,7 @@ import pytest
 from examples.scraper.server import SiteServer, serving
 from examples.scraper.site import read_site
 from examples.scraper.store import Counts, Store
+from tests.servers.places import BROKERS, place_at
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0
@@ -67,6 +68,13 @@ def start() -> Iterator[Callable[..., Demo]]:
         demo.end()
 
 
+@pytest.fixture(params=BROKERS)
+def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The broker that the demo is told to use."""
+    with place_at(request.param, request, tmp_path) as url:
+        yield url
+
+
 def is_running(process_group: int) -> bool:
     try:
         os.killpg(process_group, 0)
@@ -75,8 +83,10 @@ def is_running(process_group: int) -> bool:
     return True
 
 
-def test_the_demo_visits_its_whole_site_and_says_so(tmp_path: Path, start: Callable[..., Demo]) -> None:
-    demo = start("--pages", "60", "--directory", tmp_path)
+def test_the_demo_visits_its_whole_site_and_says_so(
+    tmp_path: Path, start: Callable[..., Demo], broker_url: str
+) -> None:
+    demo = start("--pages", "60", "--directory", tmp_path, "--broker", broker_url)
     worker = int(demo.line(r"worker is process (\d+)")[1])
 
     assert demo.end() == 0, demo.output
@@ -92,11 +102,11 @@ def test_the_demo_visits_its_whole_site_and_says_so(tmp_path: Path, start: Calla
 
 @pytest.mark.parametrize("victim", ["worker", "demo and worker"])
 def test_after_kill_9_the_crawl_ends_with_the_same_pages(
-    tmp_path: Path, start: Callable[..., Demo], victim: str
+    tmp_path: Path, start: Callable[..., Demo], broker_url: str, victim: str
 ) -> None:
     site = read_site(120)
     with serving(site) as server:
-        arguments = ("--url", server.url, "--rate", "60", "--directory", tmp_path)
+        arguments = ("--url", server.url, "--rate", "60", "--directory", tmp_path, "--broker", broker_url)
         demo = start(*arguments)
         worker = int(demo.line(r"worker is process (\d+)")[1])
         wait_for_pages(server, demo, count=40)

@@ -130,3 +130,13 @@ def test_what_lies_in_the_queues_is_told(app: Ekiden) -> None:
 
 def test_an_app_without_tasks_is_a_warning(tmp_path: Path) -> None:
     assert troubles(Ekiden("empty", broker=f"sqlite:///{tmp_path}/empty.db")) == ["warning tasks: the app has no tasks"]
+
+
+def test_what_broker_and_results_warn_of_alike_is_told_once(couchdb_place: str) -> None:
+    app = Ekiden("shop", broker=couchdb_place)
+    alike = set(app.transport.warnings(["default"])) & set(app.backend.warnings())
+
+    warned = [each.text for each in findings(app) if each.level == "warning"]
+
+    assert set(warned) >= alike
+    assert len(warned) == len(set(warned))

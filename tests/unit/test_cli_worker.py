@@ -83,6 +83,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             command.process.communicate()
 
 
+@pytest.mark.slow
 def test_a_worker_says_what_it_works_for_once_and_works_off_what_is_there(start: Start, tmp_path: Path) -> None:
     task_id = start("call", "shop:app", "add", "--args", "[1, 2]").process.communicate(timeout=20)[0].strip()
 
@@ -117,6 +118,7 @@ def test_a_worker_process_that_is_told_twice_from_outside_stops_too(start: Start
     assert worker.end() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -133,6 +135,7 @@ def test_an_app_that_no_worker_can_work_for_is_refused_once(start: Start, target
     assert worker.told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_the_supervisor_must_know_comes_from_the_environment(start: Start) -> None:
     workers = start("worker", "shop:app", "--burst", EKIDEN_WORKER_PROCESSES="3")
     mistaken = start("worker", "shop:app", EKIDEN_WORKER_PROCESSES="none")

@@ -121,6 +121,7 @@ print(os.waitpid(child, 0)[1], transport.browse("queue")[0].message.body, backen
     assert ended.stdout == "0 b'parent' b'parent'\n", ended.stderr
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_delayed_messages_cost_a_claim_nothing() -> None:
     def seconds_to_work_off(delayed: int) -> float:
         with open_transport(f"memory://{new_id()}") as transport:

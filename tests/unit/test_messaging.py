@@ -68,7 +68,9 @@ def test_a_json_value_comes_back_as_it_was(connection: Connection, value: object
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"\x00\xff", bytes(range(256)), bytearray(b"abc"), memoryview(b"abc")], ids=repr
+    "value",
+    [b"", b"\x00\xff", bytes(range(256)), bytearray(b"abc"), memoryview(b"abc")],
+    ids=["none", "two", "every value", "bytearray", "memoryview"],
 )
 def test_bytes_pass_unchanged(connection: Connection, value: bytes) -> None:
     connection.queue("queue").put(value)

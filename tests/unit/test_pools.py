@@ -10,7 +10,7 @@ import pytest
 from ekiden import SoftTimeLimitExceeded, execution
 from ekiden.pools import ThreadBody, Watchdog, is_users_code
 
-from tests.working import eventually
+from tests.working import arrived, eventually
 
 
 @pytest.fixture
@@ -20,17 +20,27 @@ def watchdog() -> Iterator[Watchdog]:
     watchdog.close()
 
 
+def wait_for(event: threading.Event) -> None:
+    """Keep the watchdog's thread from ringing anything until a test has set all that it sets."""
+    assert arrived(event)
+
+
 # The watchdog.
 
 
 def test_alarms_ring_in_the_order_of_their_times(watchdog: Watchdog) -> None:
     rung: list[str] = []
+    all_are_set = threading.Event()
+    watchdog.after(0, lambda: wait_for(all_are_set))
 
-    for seconds, name in [(0.06, "third"), (0.02, "first"), (0.04, "second")]:
-        watchdog.after(seconds, lambda name=name: rung.append(name))  # type: ignore[misc]
+    alarms = {
+        name: watchdog.after(seconds, lambda name=name: rung.append(name))  # type: ignore[misc]
+        for seconds, name in [(0.06, "third"), (0.02, "first"), (0.04, "second")]
+    }
+    all_are_set.set()
 
     eventually(lambda: len(rung) == 3, what="all have rung")
-    assert rung == ["first", "second", "third"]
+    assert rung == sorted(alarms, key=lambda name: alarms[name].at)
 
 
 def test_an_alarm_does_not_ring_before_its_time(watchdog: Watchdog) -> None:
@@ -45,10 +55,13 @@ def test_an_alarm_does_not_ring_before_its_time(watchdog: Watchdog) -> None:
 
 def test_a_cancelled_alarm_does_not_ring(watchdog: Watchdog) -> None:
     rung: list[str] = []
-    alarm = watchdog.after(0.02, lambda: rung.append("cancelled"))
-    watchdog.after(0.05, lambda: rung.append("other"))
+    is_cancelled = threading.Event()
+    watchdog.after(0, lambda: wait_for(is_cancelled))
+    alarm = watchdog.after(0, lambda: rung.append("cancelled"))
+    watchdog.after(0.01, lambda: rung.append("other"))
 
     alarm.cancel()
+    is_cancelled.set()
 
     eventually(lambda: rung, what="the other one rings")
     assert rung == ["other"]

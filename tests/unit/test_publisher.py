@@ -145,6 +145,33 @@ def test_when_the_one_who_publishes_is_interrupted_the_next_takes_over(
     assert outcomes == ["", "PublishOutcome.STORED"]
 
 
+def test_callers_that_publish_again_and_again_share_most_publishes(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    each_takes = threading.Event()
+    callers, times = 16, 20
+
+    def publish_often(caller: int) -> None:
+        for number in range(times):
+            publisher.publish([message(f"{caller}-{number}")], HOW)
+
+    class SlowTransport(GatedTransport):
+        def publish(self, messages: Sequence[Message]) -> list[Published]:
+            each_takes.wait(0.005)
+            return super().publish(messages)
+
+    with SlowTransport(f"memory://{new_id()}") as slow:
+        publisher._transport = lambda: slow
+        threads = [threading.Thread(target=publish_often, args=(caller,)) for caller in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+
+        assert slow.depth("queue").ready == callers * times
+        assert len(slow.batches) < callers * times / 3
+
+
 def test_waiting_for_others_ends_at_ones_own_deadline(transport: GatedTransport, publisher: Publisher) -> None:
     callers = Callers(publisher)
     hold_up(transport, callers)

@@ -40,6 +40,7 @@ def test_a_site_has_as_many_pages_as_wanted_and_links_lead_to_all(page_count: in
     assert reachable(site) == set(site.paths)
 
 
+@pytest.mark.slow
 def test_the_whole_library_is_several_hundred_pages_and_links_lead_to_all() -> None:
     site = read_site(10_000)
 
@@ -74,6 +75,7 @@ def test_paths_without_a_page_are_none() -> None:
     assert site.source("/source/missing") is None
 
 
+@pytest.mark.slow
 def test_every_temper_occurs_in_the_default_site() -> None:
     tempers = Counter(temper(path) for path in read_site(300).paths)
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from ekiden.sqlite import bell
@@ -16,6 +17,13 @@ LONG = 10.0
 
 def nothing_changes() -> int:
     return 0
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Shorter than pytest's own: the addresses of the sockets in it have a hundred bytes."""
+    with TemporaryDirectory() as short:
+        yield Path(short)
 
 
 @pytest.fixture

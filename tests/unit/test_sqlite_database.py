@@ -86,6 +86,7 @@ def test_many_threads_and_connections_write_at_once_and_nothing_is_lost(path: Pa
     other.close()
 
 
+@pytest.mark.slow
 def test_many_processes_that_open_a_new_file_at_once_all_succeed(path: Path) -> None:
     script = f"from tests.unit.test_sqlite_database import *; write_a_record(opened(Path({str(path)!r})), sys.argv[1])"
     processes = [subprocess.Popen([sys.executable, "-c", script, str(number)]) for number in range(6)]
@@ -274,6 +275,7 @@ def wal_size(path: Path) -> int:
     return path.with_name("x.db-wal").stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_bytes", [100, 10_000, 1_000_000], ids=["small", "medium", "large"])
 def test_the_wal_stays_bounded(path: Path, database: Database, size_bytes: int) -> None:
     largest = 0

@@ -24,6 +24,7 @@ from ekiden.outcomes import (
     Succeeded,
     Unprocessable,
 )
+from ekiden.replies import REPLY_TO_HEADER
 from ekiden.settings import Settings
 from ekiden.signature import Call, Step
 
@@ -53,6 +54,13 @@ CONTEXT = Context(NOW, "worker-1", route, 3600.0)
 
 def judged(outcome: Outcome, call: Call | None = CALL, policy: Policy | None = POLICY, **context: Any) -> Verdict:
     return verdict(DELIVERY, call, policy, outcome, msgspec.structs.replace(CONTEXT, **context))
+
+
+def judged_for(reply_to: Any, outcome: Outcome, call: Call | None = CALL, **context: Any) -> Verdict:
+    """The verdict on a message whose sender waits for replies."""
+    message = msgspec.structs.replace(MESSAGE, headers={"trace": "abc", REPLY_TO_HEADER: reply_to})
+    policy = None if call is None else POLICY
+    return verdict(Delivery(message, 1, 2), call, policy, outcome, msgspec.structs.replace(CONTEXT, **context))
 
 
 def kinds(found: Verdict) -> list[str]:
@@ -239,6 +247,69 @@ def test_an_ignored_success_that_nothing_follows_is_settled_and_that_is_all() ->
     call = msgspec.structs.replace(CALL, on_success=())
 
     assert judged(Succeeded(), call, policy(Settings(), TaskOptions(ignore_result=True))) == Verdict()
+
+
+# Replies.
+
+
+@pytest.mark.parametrize(
+    "outcome", ["Succeeded", "Retried", "Failed", "Expired", "Revoked", "Unprocessable", "Rejected"]
+)
+def test_what_would_be_stored_is_replied_to_who_waits(outcome: str) -> None:
+    stored = judged(EXAMPLES[outcome])
+    assert (stored.reply, stored.reply_to) == (None, None)
+
+    only_replied = judged_for("reply.x", EXAMPLES[outcome], stores_results=False)
+    both = judged_for("reply.x", EXAMPLES[outcome])
+
+    assert (only_replied.result, only_replied.reply, only_replied.reply_to) == (None, stored.result, "reply.x")
+    assert (both.result, both.reply, both.reply_to) == (stored.result, stored.result, "reply.x")
+    assert kinds(only_replied) == kinds(stored)
+
+
+@pytest.mark.parametrize("outcome", ["Ignored", "Rejected, requeue", "Postponed", "SecondCopy"])
+def test_what_ends_nothing_is_not_replied(outcome: str) -> None:
+    found = judged_for("reply.x", EXAMPLES[outcome], stores_results=False)
+
+    assert (found.reply, found.publish) == (None, ())
+
+
+def test_a_reply_is_repeated_with_what_follows() -> None:
+    found = judged_for("reply.x", EXAMPLES["AlreadyEnded"])
+
+    assert found.reply is not None
+    assert (found.reply.state, bytes(decode_outcome(found.reply.body).value)) == ("SUCCESS", b"3")
+    assert found.result is None
+
+
+@pytest.mark.parametrize("reply_to", ["orders", "", None, 5])
+def test_only_reply_queues_are_replied_to(reply_to: Any) -> None:
+    found = judged_for(reply_to, Succeeded(), stores_results=False)
+
+    assert (found.reply, found.reply_to) == (None, None)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_a_result_to_be_ignored_is_not_replied_even_if_it_is_kept_for_the_fence(fenced: bool) -> None:
+    call = msgspec.structs.replace(CALL, ignore_result=True, fenced=fenced)
+
+    found = judged_for("reply.x", Succeeded(), call)
+
+    assert found.reply is None
+    assert (found.result is not None) == fenced
+
+
+def test_what_cannot_be_read_is_not_replied() -> None:
+    assert judged_for("reply.x", Unprocessable(FAILURE), call=None, stores_results=False).reply is None
+
+
+@pytest.mark.parametrize("outcome", ["Succeeded", "Retried", "Failed"])
+def test_what_follows_answers_to_the_same_caller(outcome: str) -> None:
+    found = judged_for("reply.x", EXAMPLES[outcome], stores_results=False)
+
+    dead = [message for message in found.publish if message.queue == "orders.dead"]
+    assert {message.headers.get(REPLY_TO_HEADER) for message in found.publish if message not in dead} == {"reply.x"}
+    assert not any(REPLY_TO_HEADER in message.headers for message in dead)
 
 
 # One more try.

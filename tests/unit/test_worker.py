@@ -42,7 +42,7 @@ from tests.working import (
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", pytest.param("sqlite", marks=pytest.mark.slow)])
 def ekiden_broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return throw_away_url(f"{request.param}://", tmp_path)
 
@@ -323,7 +323,11 @@ def test_what_is_linked_to_an_error_is_called_with_the_task_id(
     assert notes.wait_for(1) == [(result.id, "admin", "FAILURE")]
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), {1: {2}, 3: print}, "\ud800"], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), float("nan"), {1: {2}, 3: print}, "\ud800"],
+    ids=["object", "nan", "function in a dict", "surrogate"],
+)
 def test_a_value_that_cannot_be_stored_fails_the_task_and_is_not_tried_again(
     app: Ekiden, ekiden_worker: StartWorker, value: Any
 ) -> None:
@@ -1205,6 +1209,7 @@ def test_a_tasks_set_runs_in_the_app_that_included_it(app: Ekiden, ekiden_worker
 # Rate limits.
 
 
+@pytest.mark.slow
 def test_a_rate_limit_holds_over_all_workers(app: Ekiden, ekiden_worker: StartWorker) -> None:
     began = []
     attempts = set()

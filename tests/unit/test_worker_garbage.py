@@ -19,7 +19,7 @@ from tests.working import PATIENCE, dead_letters, eventually, is_empty
 ENTRIES: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "corpus" / "garbage.json").read_text())
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", pytest.param("sqlite", marks=pytest.mark.slow)])
 def ekiden_broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return throw_away_url(f"{request.param}://", tmp_path)
 

@@ -103,6 +103,7 @@ def test_a_body_can_do_the_same_everywhere(ekiden_worker: StartWorker, place: st
     assert child.get(PATIENCE) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
@@ -209,6 +210,7 @@ def test_a_call_can_bring_its_own_hard_limit(ekiden_worker: StartWorker, place: 
         task(f"endless.{place}").apply_async((path,), time_limit=0.2).get(PATIENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["loop", "process"])
 def test_a_body_that_was_ended_can_be_tried_again(ekiden_worker: StartWorker, place: str, path: str) -> None:
     ekiden_worker()
@@ -270,6 +272,7 @@ def test_a_running_body_is_terminated(ekiden_worker: StartWorker, place: str, pa
     assert bodies.pid.delay().get(PATIENCE) == os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_a_revoked_task_that_runs_goes_on_unless_it_is_terminated(
     ekiden_worker: StartWorker, place: str, path: str
@@ -321,6 +324,7 @@ def test_a_body_whose_process_dies_fails(ekiden_worker: StartWorker, path: str) 
     assert bodies.pid_in_process.delay().get(PATIENCE) != os.getpid()
 
 
+@pytest.mark.slow
 def test_a_body_whose_process_dies_can_be_tried_again(ekiden_worker: StartWorker, path: str) -> None:
     ekiden_worker()
 

@@ -193,6 +193,7 @@ def test_receiving_goes_on_when_the_broker_is_back(app: Ekiden, broker: Broker) 
         assert result.get(PATIENCE) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["store", "broker"])
 def test_a_worker_stops_in_bounded_time_while_it_is_in_trouble(
     app: Ekiden, store: Store, broker: Broker, notes: Notes, what: str
@@ -240,6 +241,7 @@ def test_an_early_task_does_not_start_before_its_settling_is_confirmed(
     assert notes.taken == ["ran"]
 
 
+@pytest.mark.slow
 def test_an_early_task_that_cannot_be_settled_when_the_worker_ends_does_not_run(
     app: Ekiden, broker: Broker, notes: Notes
 ) -> None:
@@ -294,6 +296,7 @@ def test_a_lost_delivery_is_a_normal_answer(app: Ekiden, notes: Notes, caplog: p
     assert notes.taken == ["began"]  # its result was stored before its delivery was found to be lost
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_thread_of_ours_ends_the_worker_with_that_error(app: Ekiden, broker: Broker) -> None:
     @app.task
     def work() -> int:

@@ -1,0 +1,389 @@
+"""A cluster of CouchDB answers what a single server never does: accepted by too few, won by nobody, risen again."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
+from ekiden.message import DUPLICATE, LOST, SETTLED, STORED, Delivery, Ending, Published, PublishOutcome, SettleOutcome
+from ekiden.plugins import open_transport
+from ekiden.testing.conformance.fixtures import a_message, bodies, ids, numbered, settle
+from ekiden.transport import Consumer, Transport
+
+from tests.servers.couchdb_cluster import CouchDBCluster, playing
+from tests.servers.couchdb_copies import Leaf
+from tests.servers.couchdb_http import ADMIN
+
+LEASE = 60.0
+AFTER_THE_LEASE = LEASE + 10.0
+MESSAGES = "messages"
+"""What the names of the databases of messages contain."""
+WRITES = "messages.*/_bulk_docs"
+
+
+@pytest.fixture
+def cluster() -> Iterator[CouchDBCluster]:
+    with playing() as cluster:
+        yield cluster
+
+
+Opened = Callable[[str], Consumer]
+
+
+@pytest.fixture
+def opened(cluster: CouchDBCluster) -> Iterator[Opened]:
+    """Opens a consumer of ``queue``, each as a process of its own, and closes all in the end."""
+    transports: list[Transport] = []
+
+    def open_consumer(name: str) -> Consumer:
+        transports.append(open_transport(cluster.url("p")))
+        return transports[-1].consumer(["queue"], lease=LEASE, prefetch=100, name=name)
+
+    yield open_consumer
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
+def transport(cluster: CouchDBCluster) -> Iterator[Transport]:
+    with open_transport(cluster.url("p")) as transport:
+        yield transport
+
+
+@pytest.fixture
+def one(opened: Opened) -> Consumer:
+    return opened("one")
+
+
+@pytest.fixture
+def two(opened: Opened) -> Consumer:
+    return opened("two")
+
+
+def received(consumer: Consumer, limit: int = 100) -> list[Delivery]:
+    """What is there now. The first look may only tell what time it is by now."""
+    return consumer.receive(limit, 0.0) or consumer.receive(limit, 0.0)
+
+
+def messages(cluster: CouchDBCluster) -> dict[str, list[Leaf]]:
+    """The leaves of every message, by its id, the visible one first."""
+    found = cluster.leaves(MESSAGES)
+    return {id_.rpartition(":")[2]: leaves for id_, leaves in found.items() if not id_.startswith("~")}
+
+
+def race(cluster: CouchDBCluster, winner: Consumer, loser: Consumer) -> list[Delivery]:
+    """``winner`` claims everything by two of three copies, while ``loser`` reads from the third and claims there."""
+    cluster.read_from = 0
+    cluster.divert(MESSAGES, {1, 2})
+    won = received(winner)
+    cluster.divert(MESSAGES, {0})
+    assert received(loser) == []
+    cluster.read_from = 1
+    return won
+
+
+class TestClaims:
+    def test_what_nobody_has_won_is_not_run_and_comes_back_after_the_lease(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        transport.publish([a_message("queue", b"x")])
+        cluster.divert(MESSAGES, {1})
+        assert received(one) == []
+        cluster.divert(MESSAGES, {0})
+        assert received(two) == []
+        cluster.replicate()
+        (leaves,) = messages(cluster).values()
+        assert len(leaves) == 2
+
+        assert received(one) + received(two) == []
+        cluster.advance(AFTER_THE_LEASE)
+        (delivery,) = received(one) + received(two)
+
+        assert delivery.message.body == b"x"
+        assert delivery.attempt == 2
+        assert received(one) + received(two) == []
+
+    def test_of_two_claims_the_one_with_the_quorum_holds(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        transport.publish(numbered("queue", 20))
+
+        held = race(cluster, winner=one, loser=two)
+
+        assert len(held) == 20
+        cluster.replicate()
+        visible = [leaves[0] for leaves in messages(cluster).values()]
+        assert len({leaf.body["owner"] for leaf in visible}) == 2  # some show the loser's claim
+        assert received(two) == []
+
+    @pytest.mark.parametrize("meet_before", [True, False], ids=["they-meet-before", "they-meet-after"])
+    def test_a_settled_message_that_rises_again_is_not_run(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer, *, meet_before: bool
+    ) -> None:
+        transport.publish(numbered("queue", 20))
+        held = race(cluster, winner=one, loser=two)
+        if meet_before:
+            cluster.replicate()
+
+        assert set(settle(one, held)) == {SettleOutcome.SETTLED}
+
+        cluster.replicate()
+        cluster.advance(AFTER_THE_LEASE)
+        assert received(two) + received(one) == []
+        cluster.replicate()
+        assert all(leaf.deleted for leaves in messages(cluster).values() for leaf in leaves)
+
+    def test_settling_deletes_all_leaves_that_are_known(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        transport.publish(numbered("queue", 20))
+        held = race(cluster, winner=one, loser=two)
+        cluster.replicate()
+
+        assert set(settle(one, held)) == {SettleOutcome.SETTLED}
+
+        cluster.replicate()
+        assert all(len(leaves) == 2 for leaves in messages(cluster).values())
+        assert all(leaf.deleted for leaves in messages(cluster).values() for leaf in leaves)
+
+    def test_what_its_holder_did_not_settle_comes_back_although_others_had_wanted_it(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        transport.publish(numbered("queue", 20))
+        race(cluster, winner=one, loser=two)
+        cluster.replicate()
+
+        cluster.advance(AFTER_THE_LEASE)
+
+        assert len(received(two)) == 20
+
+    def test_a_holder_whose_claim_is_hidden_by_a_losers_extends_and_releases(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        transport.publish(numbered("queue", 20))
+        held = race(cluster, winner=one, loser=two)
+        cluster.replicate()
+
+        assert one.extend(held) == [SETTLED] * 20
+        cluster.advance(0.9 * LEASE)
+        assert received(one) == []
+        assert one.extend(held) == [SETTLED] * 20
+        cluster.advance(0.9 * LEASE)
+        assert received(two) == []
+        assert set(settle(one, held)) == {SettleOutcome.SETTLED}
+
+        cluster.advance(AFTER_THE_LEASE)
+        assert received(two) == []
+
+    def test_a_late_holder_is_told_that_it_has_lost(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        transport.publish([a_message("queue")])
+        held = received(one)
+        cluster.advance(AFTER_THE_LEASE)
+        taken = received(two)
+
+        assert one.settle([Ending(each) for each in held]) == [LOST]
+        assert settle(two, taken) == [SettleOutcome.SETTLED]
+
+    def test_an_extension_by_too_few_is_no_extension(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        transport.publish([a_message("queue")])
+        held = received(one)
+        cluster.divert(MESSAGES, {0})
+
+        (answer,) = one.extend(held)
+
+        assert answer.outcome is SettleOutcome.FAILED
+        assert isinstance(answer.error, BrokerUnavailable)
+        cluster.replicate()
+        assert one.extend(held) == [SETTLED]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_no_settled_message_is_ever_run_again(
+    cluster: CouchDBCluster, transport: Transport, opened: Opened, seed: int
+) -> None:
+    """Three processes race by copies that differ, in any order, and the copies meet now and then."""
+    chance = random.Random(seed)
+    consumers = [opened(name) for name in ("one", "two", "three")]
+    runs: Counter[str] = Counter()
+    settled: set[str] = set()
+    batch = numbered("queue", 60)
+    transport.publish(batch)
+    for _ in range(150):
+        cluster.read_from = chance.randrange(3)
+        reaches = chance.choice([{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 2}, {0, 1, 2}])
+        cluster.divert(MESSAGES, reaches)
+        consumer = chance.choice(consumers)
+        deliveries = received(consumer, chance.randrange(1, 6))
+        runs.update(ids(deliveries))
+        assert settled.isdisjoint(ids(deliveries))
+        if chance.random() < 0.3:
+            cluster.replicate()
+        answers = settle(consumer, deliveries)
+        settled.update(
+            id_ for id_, answer in zip(ids(deliveries), answers, strict=True) if answer is SettleOutcome.SETTLED
+        )
+        if chance.random() < 0.1:
+            cluster.replicate()
+            cluster.advance(AFTER_THE_LEASE)
+
+    for _ in range(5):
+        cluster.replicate()
+        cluster.advance(AFTER_THE_LEASE)
+        for consumer in consumers:
+            deliveries = received(consumer)
+            runs.update(ids(deliveries))
+            assert settled.isdisjoint(ids(deliveries))
+            settled.update(ids(deliveries))
+            assert set(settle(consumer, deliveries)) <= {SettleOutcome.SETTLED}
+    assert settled == {message.id for message in batch}
+    assert set(runs) == settled
+    cluster.replicate()
+    assert all(leaf.deleted for leaves in messages(cluster).values() for leaf in leaves)
+
+
+class TestPublishing:
+    def test_what_too_few_have_accepted_is_told_as_not_stored(
+        self, cluster: CouchDBCluster, transport: Transport
+    ) -> None:
+        transport.publish([a_message("other")])
+        cluster.down = {1, 2}
+
+        (answer,) = transport.publish([a_message("queue")])
+
+        assert answer.outcome is PublishOutcome.FAILED
+        assert isinstance(answer.error, BrokerUnavailable)
+        assert "too few nodes" in str(answer.error)
+
+    def test_it_is_safe_when_it_is_published_again_and_told_as_stored(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        """The only copy that had accepted it the first time is lost for ever."""
+        transport.publish([a_message("other")])
+        message = a_message("queue", b"x")
+        cluster.down = {1, 2}
+        transport.publish([message])
+        cluster.down = set()
+
+        assert transport.publish([message]) in ([STORED], [DUPLICATE])
+
+        cluster.down = {0}
+        cluster.read_from = 1
+        assert bodies(received(one)) == [b"x"]
+
+    def test_one_node_away_is_nobodys_trouble(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        cluster.down = {0}
+
+        assert transport.publish(numbered("queue", 5)) == [STORED] * 5
+        assert set(settle(one, received(one))) == {SettleOutcome.SETTLED}
+
+        cluster.down = set()
+        cluster.replicate()
+        cluster.advance(AFTER_THE_LEASE)
+        assert received(one) == []
+
+
+class TestAnswers:
+    """What is not 2xx: whether it may work later, in one sentence, and what becomes of the message."""
+
+    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+    def test_trouble_may_be_over_later(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, status: int
+    ) -> None:
+        transport.publish([a_message("queue", b"first")])
+        cluster.fail("POST", WRITES, status)
+        message = a_message("queue", b"second")
+
+        error = told(lambda: transport.publish([message]))
+
+        assert isinstance(error, BrokerUnavailable)
+        assert transport.publish([message]) == [STORED]
+        cluster.fail("POST", WRITES, status)
+        assert isinstance(told(lambda: received(one)), BrokerUnavailable)
+        assert sorted(bodies(received(one))) == [b"first", b"second"]
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_a_settle_that_meets_trouble_can_be_repeated(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, status: int
+    ) -> None:
+        transport.publish([a_message("queue")])
+        held = received(one)
+        cluster.fail("POST", WRITES, status, times=10)
+
+        (answer,) = one.settle([Ending(each) for each in held])
+
+        assert answer.outcome is SettleOutcome.FAILED
+        assert isinstance(answer.error, BrokerUnavailable)
+        cluster.serve_again()
+        assert settle(one, held) == [SettleOutcome.SETTLED]
+
+    def test_too_large_a_message_is_refused_and_its_neighbours_are_stored(
+        self, cluster: CouchDBCluster, transport: Transport
+    ) -> None:
+        transport.publish([a_message("queue")])
+        said = {"error": "document_too_large", "reason": "queue:r:5"}
+        cluster.fail("POST", WRITES, 413, body=said, skipping=1)  # the documents, after their notes
+        cluster.fail("POST", WRITES, 413, body=said, skipping=1)
+
+        answers = transport.publish(numbered("queue", 3))
+
+        assert [answer.outcome for answer in answers].count(PublishOutcome.FAILED) == 1
+        (failed,) = [answer for answer in answers if answer.outcome is PublishOutcome.FAILED]
+        assert isinstance(failed.error, BrokerRefused)
+        assert "max_document_size" in str(failed.error)
+        assert transport.depth("queue").ready == 3
+
+    def test_who_may_not_is_told_so(self, cluster: CouchDBCluster) -> None:
+        cluster.users = {"root": ("secret", [ADMIN]), "shop": ("other-secret", [])}
+        with open_transport(cluster.url("p", user="root")) as transport:
+            assert transport.publish([a_message("queue")]) == [STORED]
+
+        for user, words in (("shop", "does not permit user 'shop'"), (None, "wants to know who asks")):
+            with open_transport(cluster.url("p", user=user)) as transport:
+                error = told(lambda: transport.publish([a_message("queue")]))
+            assert isinstance(error, BrokerRefused)
+            assert words in str(error)
+            assert "secret" not in str(error)
+
+    def test_a_wrong_password_is_told(self, cluster: CouchDBCluster) -> None:
+        cluster.users = {"root": ("secret", [ADMIN])}
+        url = cluster.url("p", user="root").replace("secret", "wrong")
+        with open_transport(url) as transport:
+            error = told(lambda: transport.publish([a_message("queue")]))
+
+        assert isinstance(error, BrokerRefused)
+        assert "refused the user name or the password" in str(error)
+
+    def test_rights_that_are_taken_away_lose_nothing(self, cluster: CouchDBCluster) -> None:
+        cluster.users = {"root": ("secret", [ADMIN])}
+        with (
+            open_transport(cluster.url("p", user="root")) as transport,
+            transport.consumer(["queue"], lease=LEASE, prefetch=10, name="one") as consumer,
+        ):
+            transport.publish([a_message("queue", b"x")])
+            held = received(consumer)
+            cluster.users["root"] = ("secret", [])
+
+            assert settle(consumer, held) == [SettleOutcome.FAILED]
+
+            cluster.users["root"] = ("secret", [ADMIN])
+            assert settle(consumer, held) == [SettleOutcome.SETTLED]
+
+
+def told(publish: Callable[[], list[Published] | list[Delivery]]) -> Exception | None:
+    """What is raised, or stands in the only answer."""
+    try:
+        answers = publish()
+    except TransportError as error:
+        return error
+    (answer,) = answers
+    return answer.error if isinstance(answer, Published) else None

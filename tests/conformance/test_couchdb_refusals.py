@@ -1,0 +1,349 @@
+"""What CouchDB refuses is told in one clear sentence, in bounded time, and nothing else is lost by it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
+from ekiden.message import DUPLICATE, SETTLED, STORED, Ending, PublishOutcome, SettleOutcome, new_id
+from ekiden.plugins import open_transport
+from ekiden.testing.conformance.fixtures import a_message, bodies, eventually, numbered, settle
+from ekiden.transport import Transport
+from ekiden.urls import parse_url
+
+from tests.servers.certificates import Certificates
+from tests.servers.couchdb import CouchDBServer
+from tests.servers.couchdb_cluster import playing
+from tests.servers.places import own_prefix, with_path
+from tests.servers.processes import HOST, free_port
+from tests.servers.running import running
+from tests.servers.tls_front import TLSFront
+
+BOUNDED_SECONDS = 5.0
+"""Every refusal has come by then, with ``timeout=1`` in the URL."""
+
+ADMINISTRATOR, USER, PASSWORD = "administrator", "jane", "s3cret"
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"queue-{new_id()}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchDBServer]:
+    """A server with an administrator and a user who is nothing but a user; sessions end after a moment."""
+    directory = tmp_path_factory.mktemp("couchdb-refusals")
+    configuration = {"admins": {ADMINISTRATOR: PASSWORD}, "couch_httpd_auth": {"timeout": 1}}
+    (directory / "config.json").write_text(json.dumps(configuration))
+    with running(lambda: CouchDBServer(directory, in_memory=True, username=ADMINISTRATOR, password=PASSWORD)) as server:
+        with server.client() as client:
+            client.add_user(USER, PASSWORD)
+        yield server
+
+
+@pytest.fixture
+def place(server: CouchDBServer) -> str:
+    """Where nobody has been, for the administrator."""
+    return with_path(server.url, own_prefix())
+
+
+@contextmanager
+def a_server_that_says(answer: bytes, status: int, kind: str, *, with_date: bool = True) -> Iterator[str]:
+    """The URL of a web server that says the same to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status) if with_date else self.send_response_only(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_PUT = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.05,), name="a web server", daemon=True)
+        thread.start()
+        yield f"couchdb://{HOST}:{web.server_port}/"
+        web.shutdown()
+        thread.join()
+
+
+def complaint(url: str) -> TransportError:
+    """What is raised when a message is sent there, which takes bounded time and shows no password."""
+    began = time.monotonic()
+    with open_transport(f"{url}{'&' if '?' in url else '?'}timeout=1") as transport:
+        try:
+            (answer,) = transport.publish([a_message("queue")])
+        except TransportError as error:
+            found: Exception | None = error
+        else:
+            assert answer.outcome is PublishOutcome.FAILED
+            found = answer.error
+    assert time.monotonic() - began < BOUNDED_SECONDS
+    assert isinstance(found, TransportError)
+    assert PASSWORD not in repr(found) + repr(found.__cause__)
+    return found
+
+
+def goes_through(transport: Transport, queue: str) -> bool:
+    """A message is published, received and settled."""
+    assert transport.publish([a_message(queue, b"x")]) == [STORED]
+    with transport.consumer([queue], lease=60.0, prefetch=1, name=queue) as consumer:
+        return settle(consumer, consumer.receive(1, 5.0)) == [SettleOutcome.SETTLED]
+
+
+class TestWhoMayNot:
+    @pytest.mark.parametrize("session", ["", "?auth=session"], ids=["basic", "session"])
+    @pytest.mark.parametrize(
+        ("username", "password"), [(ADMINISTRATOR, f"{PASSWORD}-wrong"), ("nobody", PASSWORD), (USER, "")]
+    )
+    def test_a_wrong_name_or_password_is_said(
+        self, server: CouchDBServer, username: str, password: str, session: str
+    ) -> None:
+        error = complaint(server.url_as(username, password) + session)
+
+        assert isinstance(error, BrokerRefused)
+        assert "refused the user name or the password" in str(error)
+        assert str(server.port) in str(error)
+
+    @pytest.mark.parametrize("user", [None, USER])
+    def test_who_may_not_make_databases_is_told_which_are_needed(self, user: str | None) -> None:
+        with playing(copies=1, users={USER: (PASSWORD, [])}) as single:
+            error = complaint(single.url("shop", user=user))
+
+        assert isinstance(error, BrokerRefused)
+        assert "has no database 'shop-messages' and does not permit us to make it" in str(error)
+
+    @pytest.mark.parametrize("session", ["", "?auth=session"], ids=["basic", "session"])
+    def test_a_user_without_administrators_rights_can_work_where_the_databases_are(
+        self, server: CouchDBServer, place: str, queue: str, session: str
+    ) -> None:
+        with open_transport(place) as transport:
+            assert goes_through(transport, queue)
+
+        with open_transport(with_path(server.url_as(USER, PASSWORD), parse_url(place).path) + session) as transport:
+            assert goes_through(transport, queue)
+
+    @pytest.mark.slow
+    def test_a_session_that_has_ended_is_begun_anew(self, place: str, queue: str) -> None:
+        with open_transport(f"{place}?auth=session") as transport:
+            assert goes_through(transport, queue)
+            later = time.monotonic() + 2.5
+            eventually(lambda: time.monotonic() > later, what="the session has ended")
+
+            assert goes_through(transport, queue)
+
+
+class TestWhereNobodyIs:
+    def test_an_unknown_host_is_said(self) -> None:
+        error = complaint("couchdb://no-such-host.invalid/")
+
+        assert isinstance(error, BrokerUnavailable)
+        assert "there is no host of this name" in str(error)
+
+    def test_that_nobody_listens_is_said(self) -> None:
+        port = free_port()
+
+        error = complaint(f"couchdb://{HOST}:{port}/")
+
+        assert isinstance(error, BrokerUnavailable)
+        assert f"CouchDB at {HOST}:{port} cannot be reached: Connection refused." in str(error)
+
+    def test_a_silent_server_is_given_up(self) -> None:
+        with socket.create_server((HOST, 0)) as silent:
+            error = complaint(f"couchdb://{HOST}:{silent.getsockname()[1]}/")
+
+        assert isinstance(error, BrokerUnavailable)
+        assert "did not answer within 1 s" in str(error)
+
+    def test_the_next_of_several_hosts_is_asked(self, server: CouchDBServer, place: str, queue: str) -> None:
+        several = place.replace(f"{HOST}:{server.port}", f"{HOST}:{free_port()},{HOST}:{server.port}")
+
+        with open_transport(several) as transport:
+            assert goes_through(transport, queue)
+
+
+class TestWhatIsNotCouchDB:
+    @pytest.mark.parametrize(
+        ("answer", "status", "kind", "error_type", "words"),
+        [
+            (b"<h1>Hello</h1>", 200, "text/html", BrokerRefused, "is not CouchDB, or something stands in front of it"),
+            (b"<h1>Who?</h1>", 404, "text/html", BrokerRefused, "is not CouchDB, or something stands in front of it"),
+            (b"<h1>Bad</h1>", 502, "text/html", BrokerUnavailable, "a proxy in front of it answered 502 (text/html)"),
+            (b"", 503, "text/html", BrokerUnavailable, "it answered 503"),
+            (b'{"detail": "No"}', 403, "application/json", BrokerRefused, "is not CouchDB"),
+            (b'{"error": "x", "reason": "y"}', 500, "application/json", BrokerUnavailable, "it answered 500 (x: y)"),
+            (b'{"error": "x", "reason": "y"}', 429, "application/json", BrokerUnavailable, "is busy (x: y)"),
+        ],
+        ids=["a page", "a page of 404", "a proxy", "an empty answer", "another API", "500", "429"],
+    )
+    def test_it_is_said(
+        self, answer: bytes, status: int, kind: str, error_type: type[TransportError], words: str
+    ) -> None:
+        with a_server_that_says(answer, status, kind) as url:
+            error = complaint(url)
+
+        assert isinstance(error, error_type)
+        assert words in str(error)
+
+    def test_a_server_without_http_is_said(self) -> None:
+        def greet(listening: socket.socket) -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b"+OK ready\r\n")
+                connection.recv(1000)
+
+        with socket.create_server((HOST, 0)) as listening:
+            thread = threading.Thread(target=greet, args=(listening,), name="another server", daemon=True)
+            thread.start()
+            error = complaint(f"couchdb://{HOST}:{listening.getsockname()[1]}/")
+            thread.join()
+
+        assert isinstance(error, BrokerRefused)
+        assert "does not speak HTTP" in str(error)
+
+
+class TestTLS:
+    @pytest.fixture
+    def front(self, server: CouchDBServer, certificates: Certificates) -> Iterator[TLSFront]:
+        with TLSFront(server.port, certificates) as front:
+            yield front
+
+    def url(self, place: str, front: TLSFront, options: str) -> str:
+        parsed = parse_url(place)
+        return f"couchdbs://{parsed.username}:{parsed.password}@{HOST}:{front.port}/{parsed.path}?{options}"
+
+    def test_it_works_with_the_authority_and_with_a_certificate_of_ours(
+        self, server: CouchDBServer, certificates: Certificates, place: str, queue: str
+    ) -> None:
+        options = f"cafile={certificates.authority}&certfile={certificates.client}&keyfile={certificates.client_key}"
+        with (
+            TLSFront(server.port, certificates, asks_for_certificate=True) as front,
+            open_transport(self.url(place, front, options)) as transport,
+        ):
+            message = a_message(queue, bytes(range(256)) * 4_000)
+            assert transport.publish([message, *numbered(queue, 100)]) == [STORED] * 101
+            with transport.consumer([queue], lease=60.0, prefetch=1000, name=queue) as consumer:
+                assert consumer.receive(1, 5.0)[0].message == message
+                assert len(consumer.receive(100, 5.0)) == 100
+
+    def test_without_its_authority_the_server_is_not_trusted(self, front: TLSFront, place: str) -> None:
+        error = complaint(self.url(place, front, "q=1"))
+
+        assert isinstance(error, BrokerRefused)
+        assert "its certificate is not accepted" in str(error)
+
+    def test_a_certificate_for_another_name_is_not_accepted(
+        self, front: TLSFront, certificates: Certificates, place: str
+    ) -> None:
+        error = complaint(self.url(place, front, f"cafile={certificates.authority}&server_hostname=other.example"))
+
+        assert isinstance(error, BrokerRefused)
+        assert "other.example" in str(error)
+
+    def test_nothing_is_checked_where_that_is_said(self, front: TLSFront, place: str, queue: str) -> None:
+        with open_transport(self.url(place, front, "verify=false")) as transport:
+            assert transport.publish([a_message(queue)]) == [STORED]
+
+    def test_tls_to_a_server_without_it_is_said(self, place: str) -> None:
+        error = complaint(place.replace("couchdb://", "couchdbs://"))
+
+        assert isinstance(error, BrokerRefused)
+        assert "couchdb:// for those without" in str(error)
+
+    def test_a_server_with_tls_that_is_spoken_to_without_is_said(self, front: TLSFront, place: str) -> None:
+        error = complaint(self.url(place, front, "q=1").replace("couchdbs://", "couchdb://"))
+
+        assert isinstance(error, BrokerUnavailable)
+        assert "couchdbs://" in str(error)
+
+
+class TestWhatIsTooLarge:
+    def test_a_body_above_max_message_bytes_is_refused_alone(self, place: str, queue: str) -> None:
+        with open_transport(f"{place}?max_message_bytes=10") as transport:
+            answers = transport.publish([a_message(queue, b"x" * 11), a_message(queue, b"x" * 10)])
+
+            assert [answer.outcome for answer in answers] == [PublishOutcome.FAILED, PublishOutcome.STORED]
+            assert isinstance(answers[0].error, BrokerRefused)
+            assert "max_message_bytes is 10" in str(answers[0].error)
+
+    def test_an_ending_that_it_follows_stays_held_alone(self, place: str, queue: str) -> None:
+        with open_transport(f"{place}?max_message_bytes=10") as transport:
+            transport.publish(numbered(queue, 3))
+            with transport.consumer([queue], lease=60.0, prefetch=10, name=queue) as consumer:
+                held = consumer.receive(3, 5.0)
+                large = a_message(f"{queue}-next", b"x" * 11)
+                endings = [Ending(held[0], (a_message(f"{queue}-next"),)), Ending(held[1], (large,)), Ending(held[2])]
+
+                answers = consumer.settle(endings)
+
+                assert [answer.outcome for answer in answers] == [
+                    SettleOutcome.SETTLED,
+                    SettleOutcome.FAILED,
+                    SettleOutcome.SETTLED,
+                ]
+                assert isinstance(answers[1].error, BrokerRefused)
+                assert consumer.extend([held[1]]) == [SETTLED]
+                assert consumer.settle([Ending(held[1])]) == [SETTLED]
+
+
+def test_a_database_that_is_lost_under_a_running_transport_is_made_anew(
+    server: CouchDBServer, place: str, queue: str
+) -> None:
+    message = a_message(queue, b"after")
+    with open_transport(place) as transport:
+        assert goes_through(transport, queue)
+        with server.client() as client:
+            for name in client.databases(parse_url(place).path):
+                client.request("DELETE", f"/{name}")
+
+        def is_stored() -> bool:
+            try:
+                return transport.publish([message]) in ([STORED], [DUPLICATE])
+            except TransportError:
+                return False
+
+        eventually(is_stored, what="published again")
+        with transport.consumer([queue], lease=60.0, prefetch=1, name=queue) as consumer:
+            assert bodies(consumer.receive(1, 5.0)) == [b"after"]
+
+
+def test_what_another_has_written_into_the_database_is_left_alone(
+    server: CouchDBServer, place: str, queue: str
+) -> None:
+    with open_transport(place) as transport:
+        transport.publish([a_message(queue, b"first", priority=9)])
+        with server.client() as client:
+            (database,) = client.databases(f"{parse_url(place).path}-messages")
+            foreign = [
+                {
+                    "_id": f"{queue}:r:0:{'0' * 16}:x",
+                    "format": 1,
+                    "message": "!",
+                    "attempts": 0,
+                    "until": 0,
+                    "token": "",
+                },
+                {"_id": f"{queue}:r:0:{'0' * 16}:y", "format": 99, "message": {"of": "a later version"}},
+                {"_id": f"{queue}:r:0:{'0' * 16}:z"},
+            ]
+            assert client.request("POST", f"/{database}/_bulk_docs", {"docs": foreign})[0] == 201
+        transport.publish([a_message(queue, b"second")])
+        with transport.consumer([queue], lease=60.0, prefetch=10, name=queue) as consumer:
+            received = consumer.receive(10, 5.0) + consumer.receive(10, 0.1)
+
+        assert bodies(received) == [b"first", b"second"]
+        assert [seen.message.body for seen in transport.browse(queue)] == [b"first", b"second"]
