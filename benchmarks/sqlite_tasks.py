@@ -20,10 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlite_transport import Raw
+from raw_sqlite import Raw
 
 HERE = Path(__file__).parent
-BATCH = 100
 
 
 def main() -> None:
@@ -79,9 +78,9 @@ def raw(directory: Path, count: int) -> dict[str, float]:
     """Plain sqlite3 with the rows that ekiden writes, under its indexes, ringing its bell; nothing is run."""
     writer = Raw(directory / "raw.db")
     began = time.perf_counter()
-    writer.publish(count // 4, 1)
+    writer.publish_one_by_one(count // 4)
     one_by_one = time.perf_counter()
-    writer.publish(count - count // 4, BATCH)
+    writer.publish_in_batches(count - count // 4)
     by_the_hundred = time.perf_counter()
     writer.drain(count)
     drained = time.perf_counter()
