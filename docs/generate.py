@@ -11,8 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any, get_type_hints
+from types import CodeType, FrameType, NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import ekiden
@@ -58,8 +58,8 @@ def celery_settings() -> str:
 
 
 def transports() -> str:
-    """What each transport of this distribution says of itself."""
-    descriptions = {name: _description(name) for name in ("memory", "sqlite")}
+    """What each transport of this repository says of itself."""
+    descriptions = {name: _description(name) for name in _SCHEMES}
     rows = [(label, *(text(each) for each in descriptions.values())) for label, text in _TRANSPORT_ROWS]
     return _table(("", *(f"`{each.url_example}`" for each in descriptions.values())), rows)
 
@@ -67,7 +67,7 @@ def transports() -> str:
 def url_options() -> str:
     """The options of each transport's URL."""
     rows = []
-    for name in ("memory", "sqlite"):
+    for name in _SCHEMES:
         kind = _description(name).options
         assert kind is not None
         hints = get_type_hints(kind, include_extras=True)
@@ -127,6 +127,9 @@ _SAME_AS_CELERYS = (
     "task_track_started",
 )
 
+_SCHEMES = ("memory", "sqlite", "redis", "amqp", "mongodb", "couchdb")
+"""One for each transport of this repository."""
+
 _TRANSPORT_ROWS: tuple[tuple[str, Callable[[TransportDescription], str]], ...] = (
     ("what it is", lambda each: each.summary),
     ("what survives", lambda each: each.durability),
@@ -138,8 +141,10 @@ _TRANSPORT_ROWS: tuple[tuple[str, Callable[[TransportDescription], str]], ...] =
     ("shortest lease", lambda each: f"{each.shortest_lease:g} s"),
     ("a dead worker's messages come back", lambda each: f"{each.dead_consumer_noticed_within:g} s after the lease"),
     ("says which messages it held already", lambda each: _yes(each.names_duplicates)),
+    ("looking at a message counts as handing it out", lambda each: _yes(each.browsing_counts)),
     ("browses delayed messages", lambda each: _yes(each.browses_delayed)),
     ("browses leased messages", lambda each: _yes(each.browses_leased)),
+    ("purges delayed messages", lambda each: _yes(each.purges_delayed)),
     ("counts delayed messages", lambda each: _yes(each.counts_delayed)),
     ("counts leased messages", lambda each: _yes(each.counts_leased)),
 )
@@ -235,12 +240,15 @@ def _value(value: Any) -> str:
         return "none"
     if isinstance(value, float) and value == int(value):
         value = int(value)
-    return "none" if value is None else f"`{value!r}`" if not isinstance(value, str) else f"`{value}`"
+    if value is None or value == "":
+        return "none"
+    return f"`{value}`" if isinstance(value, str) else f"`{value!r}`"
 
 
 def _kind(kind: Any) -> str:
-    values = getattr(kind, "__args__", ())
-    return " or ".join(f"`{each}`" for each in values) if values else f"`{kind.__name__}`"
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{each}`" for each in get_args(kind))
+    return " or ".join(_kind(each) for each in get_args(kind) if each is not NoneType) or f"`{kind.__name__}`"
 
 
 def _yes(said: bool) -> str:
