@@ -18,15 +18,16 @@ def lease(ground: Ground) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["long", "long_apart", "long_async", "holds_interpreter_apart"])
-def test_a_task_of_ten_leases_runs_once(ground: Ground, task: str, lease: float) -> None:
+def test_a_task_of_ten_leases_runs_once(ground: Ground, lease: float) -> None:
     ground.start(processes=2, lease=lease)
 
-    ground.app.send_task(task, (10 * lease,))
+    tasks = ["long", "long_apart", "long_async", "holds_interpreter_apart"]
+    results = [ground.app.send_task(task, (10 * lease,)) for task in tasks]
     ground.wait_until_empty(within=PATIENCE + 10 * lease)
 
-    assert len(ground.ledger.entries("begun")) == 1
-    assert len(ground.ledger.entries("work")) == 1
+    assert [result.state for result in results] == ["SUCCESS"] * 4
+    assert len(ground.ledger.entries("begun")) == 4
+    assert len(ground.ledger.entries("work")) == 4
     assert ground.dead() == []
 
 
@@ -47,32 +48,32 @@ def test_a_task_that_holds_the_interpreter_in_a_thread_is_named(ground: Ground, 
     assert "pool='process'" in warning
 
 
-@pytest.mark.parametrize(
-    "task", ["gated", *(pytest.param(task, marks=pytest.mark.slow) for task in ("gated_apart", "gated_async"))]
-)
-def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, task: str, lease: float) -> None:
+def test_a_stopped_worker_that_wakes_late_settles_nothing(ground: Ground, lease: float) -> None:
     stopped = ground.start(lease=lease)
-    after = ground.app.signature("follow", (task,))
-    result = ground.app.send_task(task, (1,), link=after)
-    ground.ledger.wait("begun")
+    results = [
+        ground.app.send_task(kind, (1,), link=ground.app.signature("follow", (kind,)))
+        for kind in ("gated", "gated_apart", "gated_async")
+    ]
+    ground.ledger.wait("begun", 3)
     for pid in stopped.worker_pids():
         os.kill(pid, signal.SIGSTOP)
 
     ground.start(lease=lease)
-    ground.ledger.wait("begun", 2)
+    ground.ledger.wait("begun", 6)
     ground.open()
-    assert result.get(10) == 1
-    ground.ledger.wait("follow")
+    assert [result.get(10) for result in results] == [1, 1, 1]
+    ground.ledger.wait("follow", 3)
     ground.wait_until_empty()
-    winner = result.worker
+    winners = [result.worker for result in results]
     for pid in stopped.worker_pids():
         os.kill(pid, signal.SIGCONT)
-    stopped.wait_until_it_says(f"{task}\\[{result.id}\\] was lost")
+    for result in results:
+        stopped.wait_until_it_says(f"{result.id}\\] was lost")
 
     assert ground.app.send_task("work", (2,)).get(10) == 2
     ground.wait_until_empty()
-    assert len(ground.ledger.entries("follow")) == 1
-    assert result.worker == winner
+    assert len(ground.ledger.entries("follow")) == 3
+    assert [result.worker for result in results] == winners
     assert ground.dead() == []
 
 

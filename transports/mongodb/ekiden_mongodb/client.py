@@ -23,11 +23,12 @@ from pymongo import MongoClient, ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
+from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from ekiden_mongodb.clock import ServerClock
-from ekiden_mongodb.errors import NETWORK_TROUBLE, TROUBLE, Errors
+from ekiden_mongodb.errors import AUTHENTICATION_FAILED, NETWORK_TROUBLE, TROUBLE, Errors
 from ekiden_mongodb.options import options_in, place_in
 
 OLDEST_WIRE_VERSION = 8
@@ -152,18 +153,28 @@ class Client:
             self._features = None
         mongo = self._mongo
         servers = () if mongo is None else mongo.topology_description.server_descriptions().values()
-        return self.errors.of(trouble, servers)
+        error = self.errors.of(trouble, servers)
+        if isinstance(trouble, OperationFailure) and trouble.code == AUTHENTICATION_FAILED:
+            # To pymongo the server is unknown now until it answers the monitor, up to ten seconds later. Who asks again
+            # would wait for that, and be told that nobody answered; a new client is refused as quickly as this one.
+            self._close(mongo)
+        return error
 
     def close(self) -> None:
         """Close every connection. May be called again; a call after it connects anew."""
+        self._close(self._mongo)
+        self.forget_answers()
+
+    def _close(self, mongo: MongoClient[dict[str, Any]] | None) -> None:
+        """Close this one; a call after it connects anew."""
         with self._making:
-            mongo, self._mongo = self._mongo, None
-            self._handles = {}
+            if self._mongo is mongo:
+                self._mongo = None
+                self._handles = {}
         if mongo is not None:
             # Telling the servers that our sessions end is a courtesy, and not worth a long wait.
             with contextlib.suppress(*TROUBLE), pymongo.timeout(1.0):
                 mongo.close()
-        self.forget_answers()
 
     def forget(self) -> None:
         """In a forked child: drop every connection without touching the parent's."""
