@@ -65,27 +65,17 @@ def no_thread_of_ekiden_outlives_a_test() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis that others may use too. Tests use ``redis_place``."""
-    pytest.importorskip("ekiden_redis", reason="pip install -e transports/redis", exc_type=ImportError)
-    from tests.servers.discovery import NoServer, a_redis
+    from tests.servers.shared import shared_server
 
-    try:
-        with a_redis(tmp_path_factory.mktemp("redis")) as url:
-            yield url
-    except NoServer as error:
-        pytest.skip(str(error))
+    yield from shared_server("redis", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FoundRabbitMQ]:
     """A RabbitMQ that others may use too, and a virtual host there that is ours, where possible."""
-    pytest.importorskip("ekiden_rabbitmq", reason="pip install -e transports/rabbitmq", exc_type=ImportError)
-    from tests.servers.discovery import NoServer, a_rabbitmq
+    from tests.servers.shared import shared_server
 
-    try:
-        with a_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as found:
-            yield found
-    except NoServer as error:
-        pytest.skip(str(error))
+    yield from shared_server("rabbitmq", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -97,14 +87,9 @@ def rabbitmq_url(rabbitmq: FoundRabbitMQ) -> str:
 @pytest.fixture(scope="session")
 def mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FoundMongoDB]:
     """A database at a MongoDB that others may use too."""
-    pytest.importorskip("ekiden_mongodb", reason="pip install -e transports/mongodb", exc_type=ImportError)
-    from tests.servers.discovery import NoServer, a_mongodb
+    from tests.servers.shared import shared_server
 
-    try:
-        with a_mongodb(tmp_path_factory.mktemp("mongodb")) as found:
-            yield found
-    except NoServer as error:
-        pytest.skip(str(error))
+    yield from shared_server("mongodb", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -116,14 +101,9 @@ def mongodb_url(mongodb: FoundMongoDB) -> str:
 @pytest.fixture(scope="session")
 def couchdb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A CouchDB that others may use too. Tests use ``couchdb_place``."""
-    pytest.importorskip("ekiden_couchdb", reason="pip install -e transports/couchdb", exc_type=ImportError)
-    from tests.servers.discovery import NoServer, a_couchdb
+    from tests.servers.shared import shared_server
 
-    try:
-        with a_couchdb(tmp_path_factory.mktemp("couchdb")) as url:
-            yield url
-    except NoServer as error:
-        pytest.skip(str(error))
+    yield from shared_server("couchdb", tmp_path_factory)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from ekiden.urls import parse_url
 
 from tests.faults.ground import Ground
 from tests.servers.places import BROKERS, place_at
+from tests.servers.shared import shared_server
 
 if TYPE_CHECKING:
     from tests.servers.discovery import FoundRabbitMQ
@@ -30,14 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FoundRabbitMQ]:
     """A virtual host for these tests alone: what is delayed can only be counted for a whole one."""
-    pytest.importorskip("ekiden_rabbitmq", reason="pip install -e transports/rabbitmq", exc_type=ImportError)
-    from tests.servers.discovery import NoServer, a_rabbitmq
-
-    try:
-        with a_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as found:
-            yield found
-    except NoServer as error:
-        pytest.skip(str(error))
+    yield from shared_server("rabbitmq", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pika
@@ -150,6 +151,15 @@ def a_couchdb(directory: Path) -> Iterator[str]:
             yield as_administrator
     else:
         raise NoServer(_advice("CouchDB", _INSTALL, "couchdb", COUCHDB_VARIABLE))
+
+
+SHARED: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
+    "redis": a_redis,
+    "rabbitmq": a_rabbitmq,
+    "mongodb": a_mongodb,
+    "couchdb": a_couchdb,
+}
+"""By product: what finds its server, or starts one with its files in a directory."""
 
 
 def _for_the_administrator_of_a_container(url: str) -> str:

@@ -304,9 +304,10 @@ class Publisher:
 
     def begin(self, batch: Batch) -> None:
         """Publish a batch; ``batch.done`` tells when each of its parcels is answered."""
-        timer = self._io.call_later(self._options.timeout, lambda: batch.answer_all(self._late()))
-        batch.done.then(lambda: self._io.cancel(timer))
         self._io.spawn(self._publish(batch))
+        if not batch.is_done:
+            timer = self._io.call_later(self._options.timeout, lambda: batch.answer_all(self._late()))
+            batch.done.then(lambda: self._io.cancel(timer))
 
     async def _publish(self, batch: Batch) -> None:
         try:
