@@ -139,6 +139,10 @@ class TestWhoMayNot:
 
     @pytest.mark.slow
     def test_a_session_that_has_ended_is_begun_anew(self, place: str, queue: str) -> None:
+        # pouchdb-server crashes when a session ends just before it is told to make a database: these are there then.
+        with open_transport(place) as transport:
+            assert goes_through(transport, queue)
+
         with open_transport(f"{place}?auth=session") as transport:
             assert goes_through(transport, queue)
             later = time.monotonic() + 2.5
