@@ -56,6 +56,7 @@ class Declarer:
         self._options = options
         self._generation = 0
         self._known: set[str] = set()
+        self._names: dict[tuple[str, int], str] = {}
         self._targets: dict[str, float] = {}
         self._gone: dict[str, float] = {}
         self._levels = -1
@@ -67,6 +68,7 @@ class Declarer:
         if self._generation != self._connection.generation:
             self._generation = self._connection.generation
             self._known.clear()
+            self._names.clear()
             self._targets.clear()
             self._levels = -1
             self._spare.clear()
@@ -78,10 +80,18 @@ class Declarer:
         declared = topology.queue(queue, priority)
         was_deleted = declared.name in self._gone
         is_new = await self._make(declared)
+        self._names[queue, priority] = declared.name
         if is_new and was_deleted:
             self._gone.pop(declared.name, None)
             await self._make_target_again(declared.name, delays_of(topology))
         return is_new
+
+    def known(self, queue: str, priority: int) -> str | None:
+        """The name at the server of the queue that ``queue`` has seen or made on the connection that is up now."""
+        if self._generation != self._connection.generation or not self._connection.is_open:
+            return None
+        name = self._names.get((queue, priority))
+        return name if name in self._known else None
 
     async def exchange(self, exchange: DeclareExchange) -> None:
         """Make the exchange, if it is not there."""

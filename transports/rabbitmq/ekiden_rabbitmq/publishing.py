@@ -404,7 +404,12 @@ class Publisher:
         for parcel in parcels:
             content = parcel.content
             if isinstance(content, ToQueue):
-                target = (content.message.queue, content.message.priority)
+                message = content.message
+                target = (message.queue, message.priority)
+                if message.due is None and not content.delay and (known := self._declarer.known(*target)) is not None:
+                    parcel.exchange, parcel.routing_key = b"", known.encode()
+                    routed.append(parcel)
+                    continue
                 if target not in failed:
                     try:
                         routed += await self._route_message(parcel, content)
