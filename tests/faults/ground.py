@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -39,6 +40,9 @@ SETTLED_SECONDS = 0.5
 
 LONGEST_BACKLOGS = {"mongodb": 300, "couchdb": 500}
 """By the scheme of the broker, where it or what stands in for it becomes slow with a longer one."""
+
+UNLUCKY = {"EKIDEN_TASK_MAX_DELIVERIES": "100"}
+"""For workers that are killed so often that one message can be in many a dead one's hand without being the cause."""
 
 on_one_broker = pytest.mark.parametrize("broker_url", ["sqlite"], indirect=True)
 """For a test in which the broker plays no part, and which takes its time."""
@@ -120,6 +124,10 @@ class RunningWorker:
 
     def _children(self, program: str) -> list[int]:
         return [each.pid for each in processes_of_group(self.pid) if program in command_line(each)]
+
+    def kill_one(self, chance: random.Random) -> None:
+        """``kill -9`` for one of its worker processes."""
+        os.kill(eventually(lambda: chance.choice(self.worker_pids() or [0]), what="a process"), signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the supervisor alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from ekiden.message import Depth, new_id
 
-from tests.faults.ground import Ground, eventually
+from tests.faults.ground import UNLUCKY, Ground, eventually
 from tests.servers.couchdb import CouchDBServer
 from tests.servers.mongodb import MongoDBServer
 from tests.servers.processes import ServerProcess
@@ -100,6 +101,23 @@ def test_a_broker_that_is_killed_while_workers_work_loses_nothing(ground: Ground
     assert worker.worker_pids() == pids
     assert worker.stop() == 0
     assert ground.dead() == []
+
+
+def test_kills_of_workers_and_of_the_broker_together_lose_nothing(ground: Ground, broker: OwnBroker) -> None:
+    count = ground.backlog(1500)
+    ground.send_many("quick", count)
+    worker = ground.start(processes=3, prefetch=50, threads=2, lease=ground.lease(5.0), environment=UNLUCKY)
+    chance = random.Random(3)
+
+    for part in range(1, 9):
+        eventually(lambda part=part: ground.ledger.length() >= count * part / 10, what=f"{part}/10 are done", within=60)
+        worker.kill_one(chance)
+        if part in {3, 6}:
+            broker.kill_and_restart()
+    ground.wait_until_empty(within=90)
+
+    assert ground.dead() == []
+    assert set(ground.ledger.done()) == set(range(count))
 
 
 def test_results_arrive_although_the_broker_was_killed_meanwhile(ground: Ground, broker: OwnBroker) -> None:

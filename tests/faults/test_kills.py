@@ -10,10 +10,7 @@ import psutil
 import pytest
 from ekiden.testing.conformance.pace import assert_quick
 
-from tests.faults.ground import Ground, eventually, wait_until_gone
-
-UNLUCKY = {"EKIDEN_TASK_MAX_DELIVERIES": "100"}
-"""For workers that are killed so often that one message can be in many a dead one's hand without being the cause."""
+from tests.faults.ground import UNLUCKY, Ground, eventually, wait_until_gone
 
 
 @pytest.mark.slow
@@ -27,7 +24,7 @@ def test_a_storm_of_kills_loses_no_message(ground: Ground) -> None:
     kills = 0
 
     while (done := ground.ledger.length()) < count * 9 // 10:
-        os.kill(eventually(lambda: chance.choice(worker.worker_pids() or [0]), what="a process"), signal.SIGKILL)
+        worker.kill_one(chance)
         kills += 1
         eventually(lambda done=done: ground.ledger.length() >= done + between_kills, what="more is done", within=60)
     ground.wait_until_empty(within=120)
@@ -49,7 +46,7 @@ def test_a_storm_of_kills_loses_no_follow_up_and_no_result(ground: Ground) -> No
     results = [ground.app.send_task("work", (number, 0.01), link=follow) for number in range(count)]
 
     while (done := ground.ledger.length()) < 2 * count * 9 // 10:
-        os.kill(eventually(lambda: chance.choice(worker.worker_pids() or [0]), what="a process"), signal.SIGKILL)
+        worker.kill_one(chance)
         eventually(lambda done=done: ground.ledger.length() >= done + count // 6, what="more is done", within=60)
     ground.wait_until_empty(within=120)
 
