@@ -41,9 +41,9 @@ def queue() -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchDBServer]:
     """A server with an administrator and a user who is nothing but a user; sessions end after a moment.
 
-    That of pouchdb-server is rounded to whole seconds, and it begins a session for each request with a password: if they
-    lasted one second, some would be over at once. It then takes who asks for nobody, and crashes when nobody asks for a
-    new database.
+    pouchdb-server counts whole seconds, rounded, and begins a session for each request with a password: if they lasted
+    one second, some would be over at once. It then takes who asks for nobody, and crashes when nobody asks for a new
+    database.
     """
     directory = tmp_path_factory.mktemp("couchdb-refusals")
     configuration = {"admins": {ADMINISTRATOR: PASSWORD}, "couch_httpd_auth": {"timeout": 2}}
