@@ -282,11 +282,11 @@ def test_a_closed_connection_says_so(connection: Connection) -> None:
 
 
 def test_an_item_may_be_held_longer_than_its_lease(url: str) -> None:
-    with connect(url, lease=0.15) as holder, connect(url) as rival:
+    with connect(url, lease=1.0) as holder, connect(url) as rival:
         holder.queue("queue").put(1)
         item = got(holder)
 
-        assert rival.queue("queue").get(0.6) is None
+        assert rival.queue("queue").get(2.5) is None
 
         assert item.ack() is True
 
