@@ -151,7 +151,7 @@ def test_a_claim_takes_from_every_queue_and_fills_up_from_the_busy_one(broker: S
 
 def test_room_comes_back_when_a_lease_ends_that_nobody_ended(broker: SQLiteTransport) -> None:
     broker.publish(numbered(1))
-    slow = consume(broker, lease=0.2, prefetch=1)
+    slow = consume(broker, lease=1.0, prefetch=1)
 
     first, second = slow.receive(1, 5), slow.receive(1, 5)
 
