@@ -23,7 +23,7 @@ from pymongo import MongoClient, ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import OperationFailure
+from pymongo.errors import InvalidOperation, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -154,6 +154,9 @@ class Client:
         mongo = self._mongo
         servers = () if mongo is None else mongo.topology_description.server_descriptions().values()
         error = self.errors.of(trouble, servers)
+        if isinstance(trouble, InvalidOperation):
+            # Closed meanwhile. Who was making a handle at that moment has kept one that leads to what was closed.
+            self._handles = {}
         if isinstance(trouble, OperationFailure) and trouble.code == AUTHENTICATION_FAILED:
             # To pymongo the server is unknown now until it answers the monitor, up to ten seconds later. Who asks again
             # would wait for that, and be told that nobody answered; a new client is refused as quickly as this one.

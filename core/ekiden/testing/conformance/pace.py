@@ -21,7 +21,7 @@ MOST = 8.0
 def slowness(clock: Callable[[], float] = time.perf_counter) -> float:
     """How many times slower than the reference this machine is just now, at least 1 and at most ``MOST``.
 
-    ``clock``: ``time.process_time`` where only the processor counts, and not who else wants it.
+    ``clock``: what tells the time, in seconds.
     """
     began = clock()
     for _ in range(SAMPLES):
