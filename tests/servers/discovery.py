@@ -1,10 +1,10 @@
 """Where the servers are that the tests share: each is found or started once per session.
 
-In this order: the URL in TESTS_REDIS_URL, TESTS_RABBITMQ_URL, TESTS_MONGODB_URL or TESTS_COUCHDB_URL (an app reads what
-begins with EKIDEN_ as a setting); a server on its standard port of this host; a server that is installed here, or what
-stands in for it, started on a port of its own and ended with the session; a container of docker-compose.yml, where a
-Docker engine answers. Tests share what is found with others: each works in a place of its own, by a prefix or a virtual
-host, and changes nothing else.
+In this order: the URL in TESTS_REDIS_URL, TESTS_RABBITMQ_URL, TESTS_MONGODB_URL or TESTS_COUCHDB_URL (an app reads
+what begins with EKIDEN_ as a setting); a server on its standard port of this host, unless the directory in
+TESTS_PROGRAMS holds its program; a server that is installed here, or what stands in for it, started on a port of its
+own and ended with the session; a container of docker-compose.yml, where a Docker engine answers. Tests share what is
+found with others: each works in a place of its own, by a prefix or a virtual host, and changes nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ekiden.urls import parse_url, without_password
 from tests.servers.couchdb import CouchDBServer, couchdb_answers, pouchdb_command
 from tests.servers.mongodb import DATABASE, MongoDBServer, mongodb_answers, mongodb_program
 from tests.servers.places import with_path
-from tests.servers.processes import HOST, CannotStart, find_program
+from tests.servers.processes import HOST, CannotStart, find_program, is_chosen
 from tests.servers.rabbitmq import (
     RabbitMQServer,
     VirtualHost,
@@ -56,7 +56,7 @@ class NoServer(Exception):
 @contextmanager
 def a_redis(directory: Path) -> Iterator[str]:
     """The URL of a Redis. Raises NoServer."""
-    if url := _named_or_standard(REDIS_VARIABLE, _STANDARD_REDIS, _redis_answers_at):
+    if url := _named_or_standard(REDIS_VARIABLE, _STANDARD_REDIS, _redis_answers_at, redis_program()):
         yield url
     elif redis_program():
         server = RedisServer(directory)
@@ -83,7 +83,7 @@ class FoundRabbitMQ:
 @contextmanager
 def a_rabbitmq(directory: Path) -> Iterator[FoundRabbitMQ]:
     """A virtual host at a RabbitMQ. Raises NoServer."""
-    if url := _named_or_standard(RABBITMQ_VARIABLE, _STANDARD_RABBITMQ, rabbitmq_answers):
+    if url := _named_or_standard(RABBITMQ_VARIABLE, _STANDARD_RABBITMQ, rabbitmq_answers, rabbitmq_program()):
         with _a_virtual_host_where_we_may(url) as found:
             yield found
     elif rabbitmq_program():
@@ -171,13 +171,18 @@ def _for_the_administrator_of_a_container(url: str) -> str:
     return url.replace("://", f"://{username}:{password}@")
 
 
-def _named_or_standard(variable: str, standard: str, answers: Callable[[str], bool]) -> str | None:
-    """The URL that the environment names, which then has to answer; else the standard one if it does."""
+def _named_or_standard(
+    variable: str, standard: str, answers: Callable[[str], bool], program: str | None = None
+) -> str | None:
+    """The URL that the environment names, which then has to answer; else the standard one if it does.
+
+    Where TESTS_PROGRAMS holds ``program``, the tests start that instead of using what has the standard port.
+    """
     if named := os.environ.get(variable):
         if not answers(named):
             raise AssertionError(f"{variable} names {without_password(named)}, and nobody answers there")
         return named
-    return standard if answers(standard) else None
+    return standard if not is_chosen(program) and answers(standard) else None
 
 
 def _redis_answers_at(url: str) -> bool:

@@ -52,9 +52,22 @@ def _is_free(port: int) -> bool:
     return True
 
 
+PROGRAMS_VARIABLE = "TESTS_PROGRAMS"
+
+
+def is_chosen(program: str | None) -> bool:
+    """Whether this program lies in the directory in TESTS_PROGRAMS: tests are to run it, not what runs here already."""
+    return program is not None and Path(program).parent == Path(os.environ.get(PROGRAMS_VARIABLE) or os.devnull)
+
+
 def find_program(*names: str, also_in: Sequence[str] = ()) -> str | None:
-    """The path of the first of these programs that is installed; administrators' directories are searched, too."""
-    search_path = os.pathsep.join([*also_in, os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    """The path of the first of these programs that is installed.
+
+    The directory in TESTS_PROGRAMS is searched first: the programs there are another version than the installed one.
+    Administrators' directories are searched last.
+    """
+    chosen = [os.environ[PROGRAMS_VARIABLE]] if PROGRAMS_VARIABLE in os.environ else []
+    search_path = os.pathsep.join([*chosen, *also_in, os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     return next((found for name in names if (found := shutil.which(name, path=search_path))), None)
 
 
