@@ -67,6 +67,7 @@ def find_program(*names: str, also_in: Sequence[str] = ()) -> str | None:
     Administrators' directories are searched last.
     """
     chosen = [os.environ[PROGRAMS_VARIABLE]] if PROGRAMS_VARIABLE in os.environ else []
+    assert all(map(os.path.isdir, chosen)), f"{PROGRAMS_VARIABLE} names {chosen[0]}, which is no directory"
     search_path = os.pathsep.join([*chosen, *also_in, os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     return next((found for name in names if (found := shutil.which(name, path=search_path))), None)
 
