@@ -36,6 +36,7 @@ from ekiden.body_frames import (
 )
 from ekiden.errors import (
     BackendError,
+    BackendRefused,
     BrokerRefused,
     BrokerUnavailable,
     ConfigurationError,
@@ -54,7 +55,15 @@ if TYPE_CHECKING:
 
 _ERRORS: dict[str, type[EkidenError]] = {
     kind.__name__: kind
-    for kind in (BrokerUnavailable, BrokerRefused, TransportError, BackendError, UnknownResult, ConfigurationError)
+    for kind in (
+        BrokerUnavailable,
+        BrokerRefused,
+        TransportError,
+        BackendError,
+        BackendRefused,
+        UnknownResult,
+        ConfigurationError,
+    )
 }
 
 

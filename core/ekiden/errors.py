@@ -8,6 +8,7 @@
     |  |- BrokerRefused       it will not: no such right, too large, not a broker
     |  '- TransportClosed     this side has been closed already
     |- BackendError           the result backend's
+    |  |- BackendRefused      it will never take this value: too large, not storable
     |  '- UnknownResult       yours: asked in a process that the result cannot come to
     |- TaskError              the task's failure, told to whoever waits for the result
     |  |- TaskRevoked, TaskExpired, TaskRejected, WorkerLostError, TimeLimitExceeded, ...
@@ -72,6 +73,14 @@ class TransportClosed(TransportError):
 
 class BackendError(EkidenError):
     """Trouble with the result backend: unreachable, full, or asked for what it cannot do."""
+
+
+class BackendRefused(BackendError):
+    """The result backend will never take this value, whoever tries and however often: too large, or not storable.
+
+    It is about the value alone. What an operator can mend (a missing right, a wrong password, a full or read-only
+    store) is a plain BackendError: the same value may be stored afterwards.
+    """
 
 
 class UnknownResult(BackendError):

@@ -2,6 +2,7 @@
 
 from ekiden.errors import (
     BackendError,
+    BackendRefused,
     BrokerRefused,
     BrokerUnavailable,
     ConfigurationError,
@@ -33,6 +34,7 @@ TimeoutError = ResultTimeout  # noqa: A001 - celery.exceptions.TimeoutError is w
 
 __all__ = [
     "BackendError",
+    "BackendRefused",
     "BrokerRefused",
     "BrokerUnavailable",
     "ConfigurationError",

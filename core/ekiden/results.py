@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import msgspec
 
 from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
-from ekiden.errors import ResultTimeout, TaskError
+from ekiden.errors import BackendRefused, ResultTimeout, TaskError
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 R_co = TypeVar("R_co", covariant=True)
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class StoredResult(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +99,13 @@ class Backend(ABC):
     Made with the parsed URL. Every method may be called by any thread. Each raises BackendError when the store
     cannot be reached or is full, within its deadline; then none, some or all of the batch may have been done, and
     every method may safely be called again with the same arguments.
+
+    Each raises BackendRefused, which is a BackendError, when the store will never take a value of the batch, whoever
+    tries and however often: a body too large for it, an id too long, an id or key that is no text
+    (``refuse_unstorable``). Then too, none, some or all of the others may have been done. The caller divides the batch
+    until the culprit stands alone (``each_apart``), so a backend that finds a culprit need not do it itself. A batch
+    that is too large only as a whole is never refused: the backend sends it in several requests. Nothing that an
+    operator can mend is BackendRefused: a missing right, a wrong password, a full or read-only store.
     """
 
     stores: bool = True
@@ -196,6 +205,40 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_unstorable(texts: Iterable[str]) -> None:
+    """Raise BackendRefused if one of ``texts`` (ids, keys) is none that a store can hold; for every backend's doors.
+
+    That is a lone surrogate, which UTF-8 cannot carry, or a zero byte, where many stores end a text.
+    """
+    for text in texts:
+        if "\0" in text:
+            raise BackendRefused(f"{text!r} holds a zero byte, and no result or record can be stored under that.")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise BackendRefused(
+                    f"{text!r} holds a lone surrogate, and no result or record can be stored under that."
+                ) from None
+
+
+def each_apart(do: Callable[[list[Item]], Sequence[Answer]], items: Sequence[Item]) -> list[Answer | BackendRefused]:
+    """Do a batch, and where the store refuses it for good, its halves, until every culprit stands alone.
+
+    ``do`` does some of ``items``, in their order, and answers for each. Returns its answers, and the refusal in place
+    of the answer for what is refused. Raises every other BackendError.
+    """
+    if not items:
+        return []
+    try:
+        return list(do(list(items)))
+    except BackendRefused as refusal:
+        if len(items) == 1:
+            return [refusal]
+    middle = len(items) // 2
+    return each_apart(do, items[:middle]) + each_apart(do, items[middle:])
 
 
 class ResultSource(Protocol):

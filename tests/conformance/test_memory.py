@@ -7,6 +7,7 @@ from ekiden import memory
 from ekiden.message import new_id
 from ekiden.testing.conformance import (
     BackendConformance,
+    BackendLimitConformance,
     FullBrokerConformance,
     LeaseExpiryConformance,
     TransportConformance,
@@ -36,3 +37,13 @@ class TestMemoryBackend(BackendConformance):
     @pytest.fixture
     def url(self, memory_url: str) -> str:
         return memory_url
+
+
+class TestSmallMemoryBackend(BackendLimitConformance):
+    @pytest.fixture
+    def url(self, memory_url: str) -> str:
+        return f"{memory_url}?max_value_bytes=3000"
+
+    @pytest.fixture
+    def too_large(self) -> int:
+        return 3001

@@ -1,12 +1,16 @@
 """The SQLite transport and backend keep the contracts."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ekiden.plugins import open_transport
+from ekiden.results import Backend
+from ekiden.sqlite.backend import SQLiteBackend
 from ekiden.testing.conformance import (
     BackendConformance,
+    BackendLimitConformance,
     BackendProcessConformance,
     LeaseExpiryConformance,
     LostWakeUpConformance,
@@ -44,6 +48,25 @@ class TestSQLiteBackend(BackendConformance, BackendProcessConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/results.db"
+
+
+class TestSQLiteBackendsLimit(BackendLimitConformance):
+    """SQLite's own limit of a gigabyte, lowered where the file is opened."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/results.db"
+
+    @pytest.fixture
+    def too_large(self) -> int:
+        return 100_000
+
+    def open_backend(self, url: str) -> Backend:
+        backend = super().open_backend(url)
+        assert isinstance(backend, SQLiteBackend)
+        with backend._database.write() as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        return backend
 
 
 @pytest.mark.slow

@@ -22,7 +22,12 @@ NOBODY = 65534
 
 def opened(path: Path, *, busy_timeout: float = 10.0) -> Database:
     return Database(
-        str(path), synchronous="normal", busy_timeout=busy_timeout, unavailable=BrokerUnavailable, refused=BrokerRefused
+        str(path),
+        synchronous="normal",
+        busy_timeout=busy_timeout,
+        unavailable=BrokerUnavailable,
+        refused=BrokerRefused,
+        too_large=BrokerRefused,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from ekiden.errors import BackendError
+from ekiden.errors import BackendError, BackendRefused
 from ekiden.memory.options import MemoryOptions
 from ekiden.memory.shared import in_this_process, name_in
 from ekiden.memory.store import Store, Wait
-from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult, refuse_unstorable
 from ekiden.states import is_final
 from ekiden.urls import BrokerURL
 
@@ -18,26 +18,28 @@ class MemoryBackend(Backend):
     """A result store in this process."""
 
     def __init__(self, url: BrokerURL) -> None:
-        url.options_as(MemoryOptions)
+        self._largest = url.options_as(MemoryOptions).max_value_bytes
         self._name = name_in(url)
         self._store = in_this_process.named(self._name).store
         self._waits: set[Wait] = set()
         self._closed = False
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
-        store = self._opened()
+        store = self._opened(result.task_id for result in results)
+        for result in results:
+            self._refuse_large(result.body)
         with store.lock:
             answers = [store.put(result) for result in results]
             store.call({result.task_id for result in results if is_final(result.state)})
             return answers
 
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
-        store = self._opened()
+        store = self._opened(ids)
         with store.lock:
             return [store.get(task_id) for task_id in ids]
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
-        store = self._opened()
+        store = self._opened(ids)
         with store.lock:
             final = store.final(ids)
             if final or timeout <= 0:
@@ -58,19 +60,20 @@ class MemoryBackend(Backend):
                 wait.end()
 
     def forget(self, ids: Sequence[str]) -> None:
-        store = self._opened()
+        store = self._opened(ids)
         with store.lock:
             for task_id in ids:
                 store.results.discard(task_id)
                 store.starts.discard(task_id)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
-        store = self._opened()
+        store = self._opened(start.task_id for start in starts)
         with store.lock:
             return [store.begin(start) for start in starts]
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        store = self._opened()
+        store = self._opened((join_id, member))
+        self._refuse_large(outcome)
         with store.lock:
             arrived = store.joins.get(join_id) or {}
             arrived.setdefault(member, outcome)
@@ -79,14 +82,15 @@ class MemoryBackend(Backend):
             return Joined(len(arrived), complete, dict(arrived) if complete else {})
 
     def read(self, keys: Sequence[str]) -> list[Record | None]:
-        store = self._opened()
+        store = self._opened(keys)
         with store.lock:
             return [store.records.get(key) for key in keys]
 
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
-        store = self._opened()
+        store = self._opened((key,))
+        self._refuse_large(value or b"")
         with store.lock:
             record = store.records.get(key)
             version = record.version if record is not None else 0
@@ -99,7 +103,7 @@ class MemoryBackend(Backend):
             return version + 1
 
     def scan(self, prefix: str) -> list[Record]:
-        store = self._opened()
+        store = self._opened((prefix,))
         with store.lock:
             found = (store.records.get(key) for key in sorted(store.records.keys()) if key.startswith(prefix))
             return [record for record in found if record is not None]
@@ -112,7 +116,15 @@ class MemoryBackend(Backend):
         self._store = in_this_process.named(self._name).store
         self._waits = set()
 
-    def _opened(self) -> Store:
+    def _opened(self, texts: Iterable[str]) -> Store:
         if self._closed:
             raise BackendError(f"The result backend memory://{self._name} was closed here; open it again.")
+        refuse_unstorable(texts)
         return self._store
+
+    def _refuse_large(self, value: bytes) -> None:
+        if len(value) > self._largest:
+            raise BackendRefused(
+                f"memory://{self._name} takes no value of {len(value)} bytes; its option max_value_bytes allows "
+                f"{self._largest}."
+            )

@@ -7,15 +7,15 @@ Who waits for results does so in ``Waits``. The rules of what may follow what ar
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ekiden.errors import BackendError
-from ekiden.results import Backend, BeginOutcome, Begun, Joined, Record, Start, StoredResult
+from ekiden.errors import BackendError, BackendRefused
+from ekiden.results import Backend, BeginOutcome, Begun, Joined, Record, Start, StoredResult, refuse_unstorable
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import RESULTS, Bells
 from ekiden.sqlite.database import Database
@@ -44,6 +44,7 @@ class SQLiteBackend(Backend):
             busy_timeout=options.busy_timeout,
             unavailable=BackendError,
             refused=BackendError,
+            too_large=BackendRefused,
         )
         self._bells = Bells(self._database.path, sockets=options.wake == "socket", changes=self._database.data_version)
         self._waits = Waits(self._database, self._bells)
@@ -53,7 +54,7 @@ class SQLiteBackend(Backend):
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
         if not results:
             return []
-        with self._write() as connection:
+        with self._write(result.task_id for result in results) as connection:
             now = time.time()
             rows = connection.execute(
                 statements.STORED_STATES, (_as_json([one.task_id for one in results]),)
@@ -77,7 +78,7 @@ class SQLiteBackend(Backend):
         return answers
 
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
-        self._check_open()
+        self._check_open(ids)
         asked, now = _as_json(ids), time.time()
         found = {row[0]: StoredResult(*row) for row in self._database.read(statements.STORED_RESULTS, (asked, now))}
         if len(found) < len(ids):
@@ -86,21 +87,21 @@ class SQLiteBackend(Backend):
         return [found.get(task_id) for task_id in ids]
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
-        self._check_open()
+        self._check_open(ids)
         return self._waits.wait(ids, timeout)
 
     def wake(self) -> None:
         self._waits.wake()
 
     def forget(self, ids: Sequence[str]) -> None:
-        with self._write() as connection:
+        with self._write(ids) as connection:
             connection.execute(statements.DELETE_RESULTS, (_as_json(ids),))
             connection.execute(statements.DELETE_STARTS, (_as_json(ids),))
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         if not starts:
             return []
-        with self._write() as connection:
+        with self._write(start.task_id for start in starts) as connection:
             asked, now = _as_json([start.task_id for start in starts]), time.time()
             rows = connection.execute(statements.STORED_RESULTS, (asked, now)).fetchall()
             stored = {row[0]: StoredResult(*row) for row in rows}
@@ -117,7 +118,7 @@ class SQLiteBackend(Backend):
         return answers
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        with self._write() as connection:
+        with self._write((join_id, member)) as connection:
             now = time.time()
             if connection.execute(statements.ENDED_JOIN, (join_id, now)).fetchone():
                 _delete_join(connection, join_id)
@@ -128,7 +129,7 @@ class SQLiteBackend(Backend):
             return Joined(arrived, complete, dict(rows))
 
     def read(self, keys: Sequence[str]) -> list[Record | None]:
-        self._check_open()
+        self._check_open(keys)
         rows = self._database.read(statements.READ_RECORDS, (_as_json(keys), time.time()))
         found = {row[0]: Record(*row) for row in rows}
         return [found.get(key) for key in keys]
@@ -136,7 +137,7 @@ class SQLiteBackend(Backend):
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
-        with self._write() as connection:
+        with self._write((key,)) as connection:
             now = time.time()
             rows = connection.execute(statements.READ_RECORDS, (_as_json([key]), now)).fetchall()
             version: int = rows[0][2] if rows else 0
@@ -149,7 +150,7 @@ class SQLiteBackend(Backend):
             return version + 1
 
     def scan(self, prefix: str) -> list[Record]:
-        self._check_open()
+        self._check_open((prefix,))
         rows = self._database.read(statements.SCAN_RECORDS, (prefix, _first_behind(prefix), time.time()))
         return [Record(*row) for row in rows]
 
@@ -166,11 +167,15 @@ class SQLiteBackend(Backend):
         self._database.forget()
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, after which some of what has ended is deleted now and then."""
-        self._check_open()
-        with self._database.write() as connection:
-            yield connection
+    def _write(self, texts: Iterable[str]) -> Iterator[sqlite3.Connection]:
+        """A transaction on ``texts``, ids or keys, after which some of what has ended is deleted now and then."""
+        self._check_open(texts)
+        try:
+            with self._database.write() as connection:
+                yield connection
+        except (OverflowError, UnicodeEncodeError) as error:
+            # A number, text or length that sqlite3 cannot hand to SQLite.
+            raise BackendRefused(f"{self._url} cannot store this: {error}.") from error
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
             self._delete_some_that_ended()
@@ -184,9 +189,10 @@ class SQLiteBackend(Backend):
             for (join_id,) in connection.execute(statements.ENDED_JOINS, (now, DELETED_AT_ONCE)).fetchall():
                 _delete_join(connection, join_id)
 
-    def _check_open(self) -> None:
+    def _check_open(self, texts: Iterable[str]) -> None:
         if self._closed:
             raise BackendError(f"The result backend {self._url} was closed here; open it again.")
+        refuse_unstorable(texts)
 
 
 def decide(start: Start, stored: StoredResult | None, noted: Start | None) -> Begun:

@@ -82,8 +82,9 @@ _MEANING = {
 class Database:
     """An SQLite file as this process uses it; any thread may call any method.
 
-    Raises ``unavailable`` for what may work when tried again (locked, full) and ``refused`` for what will not
-    (read-only, damaged, not ours). ``busy_timeout`` is in seconds.
+    Raises ``unavailable`` for what may work when tried again (locked, full), ``refused`` for what will not
+    (read-only, damaged, not ours), and ``too_large`` for a value that no SQLite file takes. ``busy_timeout`` is in
+    seconds.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class Database:
         busy_timeout: float,
         unavailable: type[EkidenError],
         refused: type[EkidenError],
+        too_large: type[EkidenError],
     ) -> None:
         self.path = path
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._unavailable = unavailable
         self._refused = refused
+        self._too_large = too_large
         self._transaction = _Transaction(self)
         self._look_at_wal = 0.0
         self._pages = self._changes = 0
@@ -367,8 +370,11 @@ class Database:
             lock.release()
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
-        again, meaning = _MEANING.get(_code_of(error), (False, ""))
+        code = _code_of(error)
+        again, meaning = _MEANING.get(code, (False, ""))
         kind = self._unavailable if again else self._refused
+        if code == sqlite3.SQLITE_TOOBIG:
+            kind = self._too_large
         raise kind(f"sqlite:///{self.path}: {meaning or 'SQLite refused'} ({error}).") from error
 
 

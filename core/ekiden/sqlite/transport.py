@@ -50,6 +50,7 @@ class SQLiteTransport(Transport):
             busy_timeout=options.busy_timeout,
             unavailable=BrokerUnavailable,
             refused=BrokerRefused,
+            too_large=BrokerRefused,
         )
         self._bells = Bells(self._database.path, sockets=options.wake == "socket", changes=self._database.data_version)
         self._max_message_bytes = options.max_message_bytes

@@ -25,6 +25,7 @@ not inherit from.
     LostWakeUpConformance       fixture ``silent_publisher``: a message that nobody was woken for
     BackendConformance          every backend that stores
     BackendProcessConformance   where several processes can open the store
+    BackendLimitConformance     fixture ``too_large``: a value that the store never takes
     FullBackendConformance      a store too small for what is put into it
     SilentBackendConformance    fixture ``silent``: a store that does not answer
     BackendWireConformance      a proxy in front of the store loses replies, cuts connections, and is slow
@@ -33,6 +34,7 @@ not inherit from.
 Tests of more than some seconds carry the mark ``slow``.
 """
 
+from ekiden.testing.conformance.backend_refusals import BackendLimitConformance, Refusals
 from ekiden.testing.conformance.backend_trouble import (
     BackendRestartConformance,
     BackendWireConformance,
@@ -62,6 +64,7 @@ from ekiden.testing.conformance.waiting import Waiting
 
 __all__ = [
     "BackendConformance",
+    "BackendLimitConformance",
     "BackendProcessConformance",
     "BackendRestartConformance",
     "BackendWireConformance",
@@ -84,5 +87,5 @@ class TransportConformance(Messages, Receiving, Delays, Endings, Looking, Topics
     """What every transport promises."""
 
 
-class BackendConformance(Results, Waiting, Fence, Joins, Records):
+class BackendConformance(Results, Waiting, Fence, Joins, Records, Refusals):
     """What every backend that stores promises."""
