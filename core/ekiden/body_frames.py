@@ -50,9 +50,10 @@ class Unusable(msgspec.Struct, frozen=True, tag=True):
 
 
 class AskPublish(msgspec.Struct, frozen=True, tag=True):
-    """``Transport.publish``."""
+    """``Transport.publish``; ``seconds`` are left until the deadline, where there is one."""
 
     messages: list[Message]
+    seconds: float | None = None
 
 
 class AskBroadcast(msgspec.Struct, frozen=True, tag=True):

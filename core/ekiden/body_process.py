@@ -73,6 +73,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Publish = Callable[[Sequence[Message], float | None], list[Published]]
+"""Publishes messages, within so many seconds where that is said."""
+
 _INTERRUPT_AGAIN_SECONDS = 0.01
 _LONGEST_TIMER_SECONDS = 1e8
 
@@ -158,7 +161,7 @@ def _search_path() -> list[str]:
     return [each for each in sys.path if each]
 
 
-def answer_ask(ask: Ask, publish: Callable[[Sequence[Message]], list[Published]], app: Ekiden) -> Answer:
+def answer_ask(ask: Ask, publish: Publish, app: Ekiden) -> Answer:
     """Do for a body what it asked for, and say how that went."""
     try:
         return Answer(msgspec.Raw(to_json(_done(ask, publish, app))))
@@ -166,10 +169,10 @@ def answer_ask(ask: Ask, publish: Callable[[Sequence[Message]], list[Published]]
         return Answer(error_kind=type(error).__name__, error=str(error))
 
 
-def _done(ask: Ask, publish: Callable[[Sequence[Message]], list[Published]], app: Ekiden) -> Any:
+def _done(ask: Ask, publish: Publish, app: Ekiden) -> Any:
     match ask:
         case AskPublish():
-            answers = publish(ask.messages)
+            answers = publish(ask.messages, ask.seconds)
             return [PublishedAnswer(each.outcome, None if each.error is None else str(each.error)) for each in answers]
         case AskBroadcast():
             return app.opened_transport().broadcast(ask.topic, ask.payloads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -123,9 +124,10 @@ class RelayTransport(Transport):
         self._url = url
         self._channel = channel
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """Have the worker publish."""
-        answers = self._channel.ask(AskPublish(list(messages)), list[PublishedAnswer])
+        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+        answers = self._channel.ask(AskPublish(list(messages), seconds), list[PublishedAnswer])
         return [Published(each.outcome, None if each.error is None else TransportError(each.error)) for each in answers]
 
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:

@@ -34,10 +34,11 @@ Answer = TypeVar("Answer")
 class _Batch:
     """One caller's messages, and their answers once they are known. ``called`` gets an item when it is to look."""
 
-    __slots__ = ("answers", "called", "error", "messages")
+    __slots__ = ("answers", "called", "deadline", "error", "messages")
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+    def __init__(self, messages: Sequence[Message], deadline: float) -> None:
         self.messages = messages
+        self.deadline = deadline
         self.answers: list[Published] | None = None
         self.error: Exception | None = None
         self.called: SimpleQueue[None] = SimpleQueue()
@@ -71,7 +72,7 @@ class Publisher:
                 if not self._waiting and self._leading.acquire(blocking=False):
                     # Nobody else is publishing: the ordinary case, and the shortest way.
                     try:
-                        return self._transport().publish(messages)
+                        return self._transport().publish(messages, deadline=deadline)
                     finally:
                         self._leading.release()
                         if self._waiting:
@@ -94,7 +95,7 @@ class Publisher:
 
     def _publish_together(self, messages: Sequence[Message], deadline: float, timeout: float) -> list[Published]:
         """Wait for whoever is publishing; by then our messages have been taken along, or it is our turn to take all."""
-        batch = _Batch(messages)
+        batch = _Batch(messages, deadline)
         with self._mutex:
             self._waiting.append(batch)
         try:
@@ -140,7 +141,7 @@ class Publisher:
         transport = self._transport()
         messages = batches[0].messages if len(batches) == 1 else [each for b in batches for each in b.messages]
         try:
-            answers = transport.publish(messages)
+            answers = transport.publish(messages, deadline=max(batch.deadline for batch in batches))
         except TransportError as error:
             for batch in batches:
                 batch.error = _own_error(error) if len(batches) > 1 else error

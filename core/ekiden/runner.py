@@ -260,7 +260,7 @@ class Runner:
         conf = self._app.conf
         return answer_ask(
             ask,
-            lambda messages: self._app.publisher.publish(messages, publishing(conf)),
+            lambda messages, seconds: self._app.publisher.publish(messages, publishing(conf, timeout=seconds)),
             self._app,
         )
 

@@ -13,7 +13,8 @@ Promises that hold across methods:
 - **Attempts rise when a message is handed out.** ``release`` takes that back; a lost lease does not.
 - **The broker holds delayed messages**, and time is the broker's where it has a clock.
 - **Every wait is bounded, every call ends**: with an answer or a typed error from ``ekiden.errors`` within the
-  transport's deadline. Reconnecting is the transport's work.
+  transport's own time limit, or sooner where the caller gives a deadline (``publish``). Reconnecting is the
+  transport's work.
 - **Order** is by priority (9 first), then by age, best effort; none is promised after a retry. Several queues are
   served in turn unless ``strict``.
 - **Queues named** ``reply.*`` vanish with their messages some time after their consumer; publishing to one that
@@ -82,8 +83,12 @@ class Transport(ABC):
     def __init__(self, url: BrokerURL) -> None: ...
 
     @abstractmethod
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """Store ``messages`` and return one answer for each, in their order, when the broker has them.
+
+        ``deadline`` (``time.monotonic()`` seconds): the call ends by then, waiting for locks, connecting, sending and
+        ringing included; without one, and where it lies later, within the transport's own time limit. What has no
+        answer by then is answered FAILED with BrokerUnavailable, or that is raised; it may have been stored.
 
         An id that the queue still holds is answered DUPLICATE and stores nothing. One bad message is answered FAILED
         and does not spoil the others: with BrokerRefused where ``message.unsendable`` has a reason or the broker will

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import msgspec
-from ekiden.errors import BrokerRefused, ConfigurationError, TransportClosed
+from ekiden.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, TransportClosed
 from ekiden.message import (
     DUPLICATE,
     LOST,
@@ -38,6 +38,8 @@ from ekiden.urls import BrokerURL
 Found = TypeVar("Found")
 
 LOOK_AGAIN_SECONDS = 0.02
+LOCKED_LOOK_AGAIN_SECONDS = 0.001
+LONGEST_CALL_SECONDS = 10.0
 
 
 # --8<-- [start:state]
@@ -115,12 +117,13 @@ class SpoolTransport(Transport):
 
     # --8<-- [start:change]
     @contextmanager
-    def change(self) -> Iterator[State]:
+    def change(self, deadline: float | None = None) -> Iterator[State]:
         """The state, to look at and to change: nobody else does meanwhile."""
         if self._closed:
             raise TransportClosed("This spool was closed; open it again.")
+        give_up = time.monotonic() + LONGEST_CALL_SECONDS
         with self._path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._lock(lock, give_up if deadline is None else min(give_up, deadline))
             before = self._path.read_bytes() if self._path.exists() else b"{}"
             state = msgspec.json.decode(before, type=State)
             yield state
@@ -130,10 +133,20 @@ class SpoolTransport(Transport):
                 new.write_bytes(after)
                 new.replace(self._path)
 
+    def _lock(self, lock: TextIO, give_up: float) -> None:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise BrokerUnavailable(f"{self._path}: others kept it locked until the call had to end.") from None
+            time.sleep(LOCKED_LOOK_AGAIN_SECONDS)
+
     # --8<-- [end:change]
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
-        with self.change() as state:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
+        with self.change(deadline) as state:
             return [self._store(state, message) for message in messages]
 
     def _store(self, state: State, message: Message) -> Published:

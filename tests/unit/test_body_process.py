@@ -50,7 +50,7 @@ def test_what_a_body_sends_is_published_by_its_worker(process: BodyProcess) -> N
 
     def answer(ask: Ask) -> Answer:
         asked.append(ask)
-        return answer_ask(ask, bodies.app.transport.publish, bodies.app)
+        return answer_ask(ask, lambda messages, _: bodies.app.transport.publish(messages), bodies.app)
 
     outcome = process.run(frame("tests.apps.bodies.send_one"), answer)
     (sent,) = bodies.app.transport.browse("default")

@@ -26,16 +26,18 @@ class GatedTransport(MemoryTransport):
     def __init__(self, url: str) -> None:
         super().__init__(parse_url(url))
         self.batches: list[list[str]] = []
+        self.deadlines: list[float | None] = []
         self.gate = threading.Event()
         self.gate.set()
         self.failures: list[BaseException] = []
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self.batches.append([message.id for message in messages])
+        self.deadlines.append(deadline)
         assert self.gate.wait(PATIENCE)
         if self.failures:
             raise self.failures.pop(0)
-        return super().publish(messages)
+        return super().publish(messages, deadline=deadline)
 
 
 @pytest.fixture
@@ -156,9 +158,9 @@ def test_callers_that_publish_again_and_again_share_most_publishes(
             publisher.publish([message(f"{caller}-{number}")], HOW)
 
     class SlowTransport(GatedTransport):
-        def publish(self, messages: Sequence[Message]) -> list[Published]:
+        def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
             each_takes.wait(0.005)
-            return super().publish(messages)
+            return super().publish(messages, deadline=deadline)
 
     with SlowTransport(f"memory://{new_id()}") as slow:
         publisher._transport = lambda: slow

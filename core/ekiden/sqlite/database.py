@@ -117,9 +117,12 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
 
-    def write(self) -> _Transaction:
-        """A transaction: ``with database.write() as connection``. Committed at the end, rolled back when left early."""
-        return self._transaction
+    def write(self, deadline: float | None = None) -> _Transaction:
+        """A transaction: ``with database.write() as connection``. Committed at the end, rolled back when left early.
+
+        ``deadline`` (monotonic seconds): it has begun by then; without one, within ``busy_timeout``.
+        """
+        return self._transaction if deadline is None else _Transaction(self, deadline)
 
     def read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Every row of one statement that changes nothing."""
@@ -164,13 +167,16 @@ class Database:
 
     # Transactions.
 
-    def begin(self) -> sqlite3.Connection:
+    def begin(self, deadline: float | None = None) -> sqlite3.Connection:
         """Take the lock and begin; only ``_Transaction`` calls this."""
-        if not self._writing.acquire(timeout=self._busy_timeout + 1):
-            raise self._unavailable(f"sqlite:///{self.path}: this process was busy writing for {self._busy_timeout} s.")
+        patience = self._busy_timeout + 1
+        if deadline is not None:
+            patience = min(patience, max(0.0, deadline - time.monotonic()))
+        if not self._writing.acquire(timeout=patience):
+            raise self._unavailable(f"sqlite:///{self.path}: this process was busy writing for {patience:.3g} s.")
         try:
-            writer = self._writer = self._writer or self._open_writer()
-            self._patiently(writer, "BEGIN IMMEDIATE")
+            writer = self._writer = self._writer or self._open_writer(deadline)
+            self._patiently(writer, "BEGIN IMMEDIATE", deadline)
         except BaseException as error:
             self._writing.release()
             if isinstance(error, sqlite3.Error):
@@ -196,7 +202,7 @@ class Database:
         if isinstance(error, sqlite3.Error):
             self._raise(error)
 
-    def _patiently(self, connection: sqlite3.Connection, statement: str) -> None:
+    def _patiently(self, connection: sqlite3.Connection, statement: str, deadline: float | None = None) -> None:
         give_up = None
         while True:
             try:
@@ -205,8 +211,10 @@ class Database:
             except sqlite3.OperationalError as error:
                 if _code_of(error) != sqlite3.SQLITE_BUSY:
                     raise
-                give_up = give_up or time.monotonic() + self._busy_timeout
-                if time.monotonic() >= give_up:
+                now = time.monotonic()
+                if give_up is None:
+                    give_up = now + self._busy_timeout if deadline is None else min(deadline, now + self._busy_timeout)
+                if now >= give_up:
                     raise
             time.sleep(random.uniform(SHORTEST_RETRY_SECONDS, LONGEST_RETRY_SECONDS))
 
@@ -247,25 +255,25 @@ class Database:
 
     # Opening and closing.
 
-    def _open_writer(self) -> sqlite3.Connection:
+    def _open_writer(self, deadline: float | None = None) -> sqlite3.Connection:
         if self._inherited:
             raise self._refused(
                 f"sqlite:///{self.path}: this process was forked while its parent was writing to the file, and cannot "
                 "use it safely; start it with the spawn method."
             )
         _make_private(self.path)
-        writer = self._connect()
+        writer = self._connect(deadline)
         try:
             if self._check_ours(writer) == 0:
                 # Decided when the file is made, or it can never shrink again. Later it would only wait for a lock.
                 writer.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            self._patiently(writer, "PRAGMA journal_mode=WAL")
+            self._patiently(writer, "PRAGMA journal_mode=WAL", deadline)
             writer.execute(f"PRAGMA synchronous={self._synchronous}")
             writer.execute("PRAGMA secure_delete=OFF")
             writer.execute("PRAGMA temp_store=MEMORY")
             if _HAS_FLOCK:
                 writer.execute("PRAGMA wal_autocheckpoint=0")
-            self._make_tables(writer)
+            self._make_tables(writer, deadline)
             writer.execute("PRAGMA busy_timeout=0")
         except BaseException:
             writer.close()
@@ -290,10 +298,13 @@ class Database:
         except sqlite3.Error as error:
             self._raise(error)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, deadline: float | None = None) -> sqlite3.Connection:
+        timeout = self._busy_timeout
+        if deadline is not None:
+            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
         # Every connection is used under a lock of ours, by any thread.
         return sqlite3.connect(
-            self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+            self.path, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
         )
 
     def _check_ours(self, connection: sqlite3.Connection) -> int:
@@ -313,10 +324,10 @@ class Database:
             )
         return int(version)
 
-    def _make_tables(self, writer: sqlite3.Connection) -> None:
+    def _make_tables(self, writer: sqlite3.Connection, deadline: float | None) -> None:
         if self._check_ours(writer) == statements.FORMAT_VERSION:
             return
-        self._patiently(writer, "BEGIN IMMEDIATE")
+        self._patiently(writer, "BEGIN IMMEDIATE", deadline)
         try:
             if self._check_ours(writer) == 0:
                 for statement in statements.TABLES:
@@ -381,13 +392,14 @@ class Database:
 class _Transaction:
     """``with`` this: see ``Database.write``."""
 
-    __slots__ = ("_connection", "_database")
+    __slots__ = ("_connection", "_database", "_deadline")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, deadline: float | None = None) -> None:
         self._database = database
+        self._deadline = deadline
 
     def __enter__(self) -> sqlite3.Connection:
-        self._connection = self._database.begin()
+        self._connection = self._database.begin(self._deadline)
         return self._connection
 
     def __exit__(

@@ -58,7 +58,7 @@ class SQLiteTransport(Transport):
         self._closed = False
         self._trim_at = 0.0
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
         answers: list[Published] = [STORED] * len(messages)
         rows: list[tuple[int, Row]] = []
@@ -70,7 +70,7 @@ class SQLiteTransport(Transport):
             else:
                 rows.append((index, row))
         if rows:
-            for index in self._store([row for _, row in rows], now):
+            for index in self._store([row for _, row in rows], now, deadline):
                 answers[rows[index][0]] = DUPLICATE
             self._bells.ring(map(of_queue, {row[0] for _, row in rows}))
         return answers
@@ -151,17 +151,17 @@ class SQLiteTransport(Transport):
         self._bells.forget()
         self._database.forget()
 
-    def _store(self, rows: list[Row], now: float) -> list[int]:
+    def _store(self, rows: list[Row], now: float, deadline: float | None) -> list[int]:
         """Store ``rows`` in one transaction; returns which of them were held already."""
         try:
-            with self._database.write() as connection:
+            with self._database.write(deadline) as connection:
                 wanted = existing_only(connection, rows, now)
                 if insert(connection, wanted) != len(wanted):
                     raise NotAll
                 return []
         except NotAll:
             pass
-        with self._database.write() as connection:
+        with self._database.write(deadline) as connection:
             # One by one, to learn which.
             held = {id(row) for row in existing_only(connection, rows, now) if not insert(connection, [row])}
             return [index for index, row in enumerate(rows) if id(row) in held]

@@ -105,12 +105,15 @@ class Client:
         return time.monotonic() + self.options.timeout if deadline is None else deadline
 
     @contextmanager
-    def one_deadline(self) -> Iterator[None]:
-        """All requests that this thread makes in the ``with`` block have one deadline, the timeout from now."""
+    def one_deadline(self, *, by: float | None = None) -> Iterator[None]:
+        """All requests that this thread makes in the ``with`` block have one deadline: the timeout from now, or ``by``.
+
+        ``by`` (on the monotonic clock) holds where it is sooner; in the block of another deadline, that one holds.
+        """
         if getattr(self._calls, "deadline", None) is not None:
             yield
             return
-        self._calls.deadline = self.deadline()
+        self._calls.deadline = self.deadline() if by is None else min(self.deadline(), by)
         try:
             yield
         finally:

@@ -55,7 +55,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._last_age = 0
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """As ``Transport.publish``."""
         answers: list[Published] = [STORED] * len(messages)
         items: list[_Item] = []
@@ -65,7 +65,7 @@ class Publisher:
                 answers[number] = Published(PublishOutcome.FAILED, value)
             else:
                 items.append(_Item(number, value))
-        with self._client.one_deadline():
+        with self._client.one_deadline(by=deadline):
             self._store_all(items, answers, nothing_else=len(items) == len(messages))
         return answers
 

@@ -128,7 +128,7 @@ class Ringer:
                 del self._rung[queue]
             rung = {queue: number for queue, (number, _) in self._rung.items()}
         try:
-            self._write(rung, began + min(LONGEST_RING_SECONDS, self._client.options.timeout))
+            self._write(rung, min(began + LONGEST_RING_SECONDS, self._client.deadline()))
         except self._client.errors.refused:  # a hint: who does not hear it looks by himself, and `ekiden doctor` tells
             pause = AFTER_REFUSAL_SECONDS
         except EkidenError:

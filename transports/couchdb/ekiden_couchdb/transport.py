@@ -51,9 +51,9 @@ class CouchDBTransport(Transport):
         self._open: set[CouchDBConsumer | CouchDBListener] = set()
         self._closed = False
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
-        return self._publisher.publish(messages)
+        return self._publisher.publish(messages, deadline=deadline)
 
     def consumer(
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False

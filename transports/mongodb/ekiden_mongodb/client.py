@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -36,6 +37,9 @@ OLDEST_WIRE_VERSION = 8
 
 _LONGEST_SELECTION_SECONDS = 5.0
 """Who finds no primary for so long says so, where neither the URL nor our deadline is shorter."""
+
+_SHORTEST_SECONDS = 0.001
+"""What is left of a deadline that has passed: pymongo takes 0 for no deadline at all."""
 
 _CODEC = CodecOptions[dict[str, Any]](
     document_class=dict, tz_aware=True, tzinfo=UTC, datetime_conversion=DatetimeConversion.DATETIME_AUTO
@@ -114,12 +118,17 @@ class Client:
                     mongo = self._mongo = self._make()
         return mongo
 
-    def asking(self, seconds: float | None = None) -> AbstractContextManager[None]:
+    def asking(self, seconds: float | None = None, *, by: float | None = None) -> AbstractContextManager[None]:
         """One deadline for what is asked inside; what pymongo raises there is raised as ours.
 
-        ``seconds``: if it is to end sooner than other calls. One inside another does not end later than that.
+        ``seconds``, and ``by`` (on the monotonic clock): if it is to end sooner than other calls. One inside another
+        does not end later than that.
         """
-        return _Asking(self, self.options.timeout if seconds is None else seconds)
+        if seconds is None:
+            seconds = self.options.timeout
+        if by is not None:
+            seconds = min(seconds, max(_SHORTEST_SECONDS, by - time.monotonic()))
+        return _Asking(self, seconds)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[ClientSession]:

@@ -32,7 +32,7 @@ class Publisher:
         self._messages = messages
         self._signals = signals
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """Store ``messages``; as ``Transport.publish``."""
         answers: list[Published] = [STORED] * len(messages)
         prepared: list[Prepared] = []
@@ -43,11 +43,12 @@ class Publisher:
             else:
                 prepared.append(Prepared(number, message, document))
         if prepared:
-            with self._client.asking():
+            with self._client.asking(by=deadline):
                 stored = self.dated(prepared)
                 for number, answer in self.insert(stored).items():
                     answers[number] = answer
-            self.ring(each.message for each in stored)
+            with self._client.asking(by=deadline):
+                self.ring(each.message for each in stored)
         return answers
 
     def document_of(self, message: Message) -> Document | BrokerRefused:

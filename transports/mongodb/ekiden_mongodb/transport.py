@@ -48,9 +48,9 @@ class MongoDBTransport(Transport):
         self._open: set[MongoDBConsumer | MongoDBListener] = set()
         self._closed = False
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
-        return self._publisher.publish(messages)
+        return self._publisher.publish(messages, deadline=deadline)
 
     def consumer(
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False

@@ -291,22 +291,32 @@ class Publisher:
         self._shared: _ConfirmingChannel | None = None
         self._opening: Reply[None] | None = None
 
-    def publish(self, parcels: Sequence[Parcel]) -> None:
-        """Publish them, and return when each is answered. Raises only when the transport was closed."""
+    def publish(self, parcels: Sequence[Parcel], *, deadline: float | None = None) -> None:
+        """Publish them, and return when each is answered. Raises only when the transport was closed.
+
+        ``deadline`` (on the monotonic clock): if they are to be answered sooner than others.
+        """
         self._io.check()
         batch = Batch(parcels)
         if batch.is_done:
             return
-        self._io.post(lambda: self.begin(batch))
-        if not batch.wait(self._options.timeout + ANSWERS_LATE_SECONDS):
+        seconds = self._options.timeout
+        if deadline is not None:
+            seconds = min(seconds, max(0.0, deadline - time.monotonic()))
+        self._io.post(lambda: self.begin(batch, seconds))
+        if not batch.wait(seconds + ANSWERS_LATE_SECONDS):
             self._io.check()
-            batch.answer_all(refusals.too_late(self._server, self._options.timeout, doing="publishing"))
+            batch.answer_all(refusals.too_late(self._server, seconds, doing="publishing"))
 
-    def begin(self, batch: Batch) -> None:
-        """Publish a batch; ``batch.done`` tells when each of its parcels is answered."""
+    def begin(self, batch: Batch, seconds: float | None = None) -> None:
+        """Publish a batch; ``batch.done`` tells when each of its parcels is answered.
+
+        ``seconds``: if they are to be answered sooner than others.
+        """
+        patience = self._options.timeout if seconds is None else seconds
         self._io.spawn(self._publish(batch))
         if not batch.is_done:
-            timer = self._io.call_later(self._options.timeout, lambda: batch.answer_all(self._late()))
+            timer = self._io.call_later(patience, lambda: batch.answer_all(self._late(patience)))
             batch.done.then(lambda: self._io.cancel(timer))
 
     async def _publish(self, batch: Batch) -> None:
@@ -321,8 +331,7 @@ class Publisher:
         for parcel in batch.unanswered():
             parcel.answer(refusals.missing_queue(self._server, parcel.routing_key.decode()))
 
-    def _late(self) -> TransportError:
-        seconds = self._options.timeout
+    def _late(self, seconds: float) -> TransportError:
         if self._connection.blocked is not None:
             return refusals.blocked(self._server, self._connection.blocked, seconds, doing="publishing")
         if not self._connection.is_open and self._connection.error is not None:

@@ -99,10 +99,10 @@ class RabbitMQTransport(Transport):
         parameters = functools.partial(connection_parameters, self._url, self._options, purpose=purpose)
         return Connection(self._io, parameters, name=purpose)
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
         parcels = [Parcel(ToQueue(message)) for message in messages]
-        self._publisher.publish(parcels)
+        self._publisher.publish(parcels, deadline=deadline)
         return [
             STORED if parcel.error is None else Published(PublishOutcome.FAILED, parcel.error) for parcel in parcels
         ]

@@ -78,13 +78,17 @@ class Client:
         """Send a command that may be carried out twice; in a cluster, to the server that has ``key``."""
         return self._one(Call(None, (key,), parts))
 
-    def run_all(self, calls: Sequence[Call], *, within: float | None = None) -> list[Reply | EkidenError]:
+    def run_all(
+        self, calls: Sequence[Call], *, within: float | None = None, by: float | None = None
+    ) -> list[Reply | EkidenError]:
         """Do all of ``calls`` in one trip to each server; returns a reply or an error for each, in their order.
 
-        Calls for one server are carried out in their order; others may come between them. Raises nothing. ``within``:
-        seconds, if they are to end sooner than other calls.
+        Calls for one server are carried out in their order; others may come between them. Raises nothing. ``within``
+        (seconds) and ``by`` (on the monotonic clock): if they are to end sooner than other calls.
         """
         deadline = time.monotonic() + (self.options.timeout if within is None else within)
+        if by is not None and by < deadline:
+            deadline = by
         answers: list[Reply | EkidenError] = [None] * len(calls)
         waiting: Sequence[int] = range(len(calls))
         looked_anew = False

@@ -29,7 +29,7 @@ class Slice(msgspec.Struct, frozen=True):
     messages: list[Packed]
 
 
-def publish(client: Client, messages: Sequence[Message]) -> list[Published]:
+def publish(client: Client, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
     """Store ``messages``; as ``Transport.publish``."""
     answers: list[Published] = [STORED] * len(messages)
     by_queue: dict[str, Slice] = {}
@@ -45,13 +45,13 @@ def publish(client: Client, messages: Sequence[Message]) -> list[Published]:
         queue.messages.append(value)
     slices = [slice_ for queue in by_queue.values() for slice_ in _cut(queue)]
     if slices:
-        _store(client, slices, answers)
+        _store(client, slices, answers, deadline)
     return answers
 
 
-def _store(client: Client, slices: Sequence[Slice], answers: list[Published]) -> None:
+def _store(client: Client, slices: Sequence[Slice], answers: list[Published], deadline: float | None) -> None:
     """Store ``slices`` and note each message's answer; raises when nothing could be asked."""
-    replies = client.run_all([_call(client.options.prefix, slice_) for slice_ in slices])
+    replies = client.run_all([_call(client.options.prefix, slice_) for slice_ in slices], by=deadline)
     failed: list[tuple[Slice, EkidenError]] = []
     for slice_, reply in zip(slices, replies, strict=True):
         if isinstance(reply, EkidenError):
@@ -60,11 +60,16 @@ def _store(client: Client, slices: Sequence[Slice], answers: list[Published]) ->
             for position in reply:
                 answers[slice_.numbers[position]] = DUPLICATE
     if failed:
-        _note_failures(client, failed, answers, asked=len(slices))
+        _note_failures(client, failed, answers, asked=len(slices), deadline=deadline)
 
 
 def _note_failures(
-    client: Client, failed: Sequence[tuple[Slice, EkidenError]], answers: list[Published], *, asked: int
+    client: Client,
+    failed: Sequence[tuple[Slice, EkidenError]],
+    answers: list[Published],
+    *,
+    asked: int,
+    deadline: float | None,
 ) -> None:
     errors = [error for _, error in failed]
     alone = len(failed) == 1 and len(failed[0][0].numbers) == 1
@@ -72,7 +77,7 @@ def _note_failures(
         # The server has closed the connection over one of them. Which one shows when each goes by itself.
         for slice_, _ in failed:
             for number, message in zip(slice_.numbers, slice_.messages, strict=True):
-                _store(client, [Slice(slice_.queue, [number], [message])], answers)
+                _store(client, [Slice(slice_.queue, [number], [message])], answers, deadline)
         return
     if len(failed) == asked and not any(map(client.errors.is_answer, errors)):
         raise errors[0]

@@ -46,9 +46,9 @@ class RedisTransport(Transport):
         self._open: set[RedisConsumer | RedisListener] = set()
         self._closed = False
 
-    def publish(self, messages: Sequence[Message]) -> list[Published]:
+    def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
-        return publish(self._client, messages)
+        return publish(self._client, messages, deadline=deadline)
 
     def consumer(
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False

@@ -54,6 +54,7 @@ from ekiden.testing.conformance.threads import Threads
 from ekiden.testing.conformance.topics import Topics
 from ekiden.testing.conformance.trouble import (
     BrokerRestartConformance,
+    DeadlineConformance,
     FullBrokerConformance,
     LostReplyConformance,
     LostWakeUpConformance,
@@ -70,6 +71,7 @@ __all__ = [
     "BackendWireConformance",
     "BrokerClockConformance",
     "BrokerRestartConformance",
+    "DeadlineConformance",
     "FullBackendConformance",
     "FullBrokerConformance",
     "LeaseExpiryConformance",

@@ -92,16 +92,59 @@ class FullBrokerConformance(TransportFixtures):
             return Published(PublishOutcome.FAILED, error)
 
 
-class SilentBrokerConformance(TransportFixtures):
-    """A broker that accepts what is sent and does not answer: every call ends, with a typed error, and all recovers."""
+class DeadlineConformance(TransportFixtures):
+    """A broker that stores nothing for a while: a publish ends at the caller's deadline, not at the transport's own.
 
-    deadline_seconds = 30.0
-    """Every call has ended by then. Override it, with a short deadline in the URL, to keep the tests fast."""
+    The time limit in the URL, or the transport's own, must be a second or more.
+    """
+
+    publish_deadline_seconds = 0.3
 
     @pytest.fixture
     def silent(self) -> Callable[[], AbstractContextManager[None]]:
         """Returns a context manager; the broker does not answer while it is entered: override this."""
         raise NotImplementedError(f"{type(self).__name__} must override the fixture 'silent'.")
+
+    @pytest.mark.timeout(120)
+    @pytest.mark.parametrize("connected", [True, False], ids=["connected", "not yet connected"])
+    def test_a_publish_ends_at_its_deadline_and_before_the_others(
+        self,
+        transport: Transport,
+        other: Transport,
+        queue: str,
+        silent: Callable[[], AbstractContextManager[None]],
+        connected: bool,
+    ) -> None:
+        if connected:
+            assert transport.publish([a_message(queue)]) == [STORED]
+            assert other.publish([a_message(queue)]) == [STORED]
+
+        with silent(), ThreadPoolExecutor(2) as threads:
+            patient = threads.submit(self.error_of, other, queue, None)
+            hurried = threads.submit(self.error_of, transport, queue, self.publish_deadline_seconds)
+            error = hurried.result()
+            was_first = not patient.done()
+
+        assert isinstance(error, BrokerUnavailable)
+        assert was_first
+        assert isinstance(patient.result(), BrokerUnavailable)
+        eventually(lambda: self.error_of(transport, queue, 10.0) is None, what="it publishes again", within=60)
+
+    def error_of(self, transport: Transport, queue: str, within: float | None) -> Exception | None:
+        """Why a message was not stored, whether that was answered or raised."""
+        try:
+            deadline = None if within is None else time.monotonic() + within
+            (answer,) = transport.publish([a_message(queue)], deadline=deadline)
+        except BrokerUnavailable as error:
+            return error
+        return answer.error
+
+
+class SilentBrokerConformance(DeadlineConformance):
+    """A broker that accepts what is sent and does not answer: every call ends, with a typed error, and all recovers."""
+
+    deadline_seconds = 30.0
+    """Every call has ended by then. Override it, with a short deadline in the URL, to keep the tests fast."""
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)
