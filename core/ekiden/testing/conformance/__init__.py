@@ -19,6 +19,7 @@ not inherit from.
     BrokerClockConformance      the same, where all time is the broker's: workers' clocks may be wrong
     FullBrokerConformance       a broker too small for what it is sent
     SilentBrokerConformance     fixture ``silent``: a broker that does not answer
+    DeadlineConformance         the part of it for a broker of which only publishing can be held up: one that is locked
     LostReplyConformance        a broker reached by TCP: it did what it was asked, and its answer was lost
     SlowWireConformance         a broker reached by TCP: a slow wire, and one that is cut again and again
     BrokerRestartConformance    fixture ``restart_broker``: a broker that is stopped and started again
