@@ -35,6 +35,7 @@ from ekiden.modules import (
     import_module,
     import_object,
     import_related,
+    is_module,
     project_root,
     public_values,
     real_module_name,
@@ -438,26 +439,47 @@ class Ekiden(TaskSet):
 
 
 def load_app(target: str) -> Ekiden:
-    """The app that ``MODULE:APP`` names (``MODULE`` alone: its only one), its tasks loaded.
+    """The app that ``MODULE:APP`` names, its tasks loaded.
 
-    The current directory is searched, too. Raises ConfigurationError for what cannot be found or imported.
+    ``MODULE`` alone names its only app, or the one called ``app`` or ``celery``; of a package that has none, the app of
+    its module ``celery`` or ``app``, where Celery projects keep it. ``MODULE.APP`` is understood, too. The current
+    directory is searched as well. Raises ConfigurationError for what cannot be found or imported.
     """
-    module_name, _, attribute = target.partition(":")
     directory = str(Path.cwd())
     if directory not in sys.path:
         sys.path.insert(0, directory)
+    module_name, attribute = _split_target(target)
     module = import_module(module_name, target)
-    app = _app_in(module, attribute, target)
+    app = _app_at(module, attribute, target) if attribute else _app_in(module, target)
     app.load_tasks()
     return app
 
 
-def _app_in(module: ModuleType, attribute: str, target: str) -> Ekiden:
-    if not attribute:
-        apps = {id(value): value for value in vars(module).values() if isinstance(value, Ekiden)}
-        if len(apps) != 1:
-            raise ConfigurationError(f"{target}: say which app, as {module.__name__}:NAME{_apps_in(module)}.")
+def _split_target(target: str) -> tuple[str, str]:
+    """The names of the module and of the app in it, which may be empty."""
+    if ":" in target:
+        module_name, _, attribute = target.partition(":")
+        return module_name, attribute
+    parent, _, last = target.rpartition(".")
+    return (parent, last) if parent and not is_module(target) and is_module(parent) else (target, "")
+
+
+def _app_in(module: ModuleType, target: str) -> Ekiden:
+    """The app that a module, or a package's own module for it, has."""
+    for name in ("app", "celery"):
+        if isinstance(found := getattr(module, name, None), Ekiden):
+            return found
+    apps = {id(value): value for value in vars(module).values() if isinstance(value, Ekiden)}
+    if len(apps) == 1:
         return next(iter(apps.values()))
+    if not apps and hasattr(module, "__path__"):
+        for name in (f"{module.__name__}.celery", f"{module.__name__}.app"):
+            if is_module(name):
+                return _app_in(import_module(name, target), target)
+    raise ConfigurationError(f"{target}: say which app, as {module.__name__}:NAME{_apps_in(module)}.")
+
+
+def _app_at(module: ModuleType, attribute: str, target: str) -> Ekiden:
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):

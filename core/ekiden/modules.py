@@ -29,6 +29,16 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
         raise _import_failed(name, wanted_by, error) from error
 
 
+def is_module(name: str) -> bool:
+    """Whether there is a module of this name. Imports the packages that it lies in; True where one of them fails."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+    except Exception:  # noqa: BLE001 - a package of the user's: the import that follows reports it
+        return True
+
+
 def _import_failed(name: str, wanted_by: str, error: BaseException) -> ConfigurationError:
     place = ""
     frames = error.__traceback__

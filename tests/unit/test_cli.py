@@ -342,7 +342,6 @@ def test_explain_is_told_to_people_and_to_programs(shop: Shop) -> None:
     [
         ("nowhere:app", "there is no module 'nowhere'"),
         ("{module}:ap", "has no 'ap'; its apps: app, inside"),
-        ("{module}", "say which app, as {module}:NAME"),
         ("{module}:add", "not an Ekiden app"),
         ("{module}:inside", "memory://inside lives inside one process"),
     ],

@@ -7,11 +7,14 @@ from typing import Any
 import click
 
 from ekiden import __version__
+from ekiden.cli import celery_words
 from ekiden.cli.calls import call, result, revoke
+from ekiden.cli.completion import completion
 from ekiden.cli.dead import dead
 from ekiden.cli.demo import demo
 from ekiden.cli.diagnosis import doctor, explain, transports
 from ekiden.cli.queues import purge, queues
+from ekiden.cli.target import AppTarget
 from ekiden.cli.worker import worker
 from ekiden.errors import EkidenError
 
@@ -26,13 +29,23 @@ class Commands(click.Group):
         except EkidenError as error:
             raise click.ClickException(str(error)) from error
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named first; of one that only Celery has, say what to use."""
+        if args[0] in celery_words.COMMANDS and not ctx.resilient_parsing:
+            raise click.UsageError(f"{args[0]}: {celery_words.COMMANDS[args[0]]}", ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ekiden")
-def ekiden() -> None:
+@click.option("-A", "--app", type=AppTarget(), metavar="MODULE:APP", help="The app; or name it behind the command.")
+@celery_words.refused_options(celery_words.REFUSED_EVERYWHERE)
+def ekiden(app: str | None) -> None:  # AppCommand reads ``app``
     """Tasks and messages over any broker, chosen by URL.
 
-    MODULE:APP names your app as Python imports it from here: app in shop.py is shop:app.
+    MODULE:APP names your app as Python imports it from here: app in shop.py is shop:app, or just shop.
 
     \b
     ekiden worker shop:app                                run its tasks
@@ -42,7 +55,7 @@ def ekiden() -> None:
     """
 
 
-for command in (worker, call, result, revoke, queues, purge, dead, transports, explain, doctor, demo):
+for command in (worker, call, result, revoke, queues, purge, dead, transports, explain, doctor, completion, demo):
     ekiden.add_command(command)
 
 

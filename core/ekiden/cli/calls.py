@@ -9,7 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from ekiden.cli.output import app_argument, json_option, open_app, print_fields, print_json, task_named
+from ekiden.cli.output import json_option, open_app, print_fields, print_json, task_named
+from ekiden.cli.target import AppCommand, app_argument, task_argument
 from ekiden.codec import encode_value
 from ekiden.results import AsyncResult
 from ekiden.states import State
@@ -31,11 +32,11 @@ _array = _json(list, "array", """'[1, "two"]'""")
 _object = _json(dict, "object", """'{"name": 1}'""")
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
-@click.argument("task")
-@click.option("--args", callback=_array, default="[]", help="Positional arguments, a JSON array.")
-@click.option("--kwargs", callback=_object, default="{}", help="Keyword arguments, a JSON object.")
+@task_argument
+@click.option("-a", "--args", callback=_array, default="[]", help="Positional arguments, a JSON array.")
+@click.option("-k", "--kwargs", callback=_object, default="{}", help="Keyword arguments, a JSON object.")
 @click.option("--queue", help="Send it there instead of where the app would.")
 @click.option("--priority", type=int, help="0 to 9; 9 is most urgent.")
 @click.option("--countdown", type=float, metavar="SECONDS", help="Start it after so long, not before.")
@@ -94,7 +95,7 @@ def _failure(ended: AsyncResult[Any]) -> str:
     return f"{ended.name}[{ended.id}] ended as {ended.state}{told}{where}"
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
 @click.argument("task_id", metavar="ID")
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait until it has ended.")
@@ -138,7 +139,7 @@ def result_fields(found: AsyncResult[Any]) -> dict[str, object]:
     }
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
 @click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--terminate", is_flag=True, help="End it if it is running.")

@@ -12,7 +12,6 @@ import click
 
 from ekiden.app import Ekiden
 from ekiden.cli.output import (
-    app_argument,
     json_option,
     open_app,
     plural,
@@ -22,6 +21,7 @@ from ekiden.cli.output import (
     when,
 )
 from ekiden.cli.queues import delete_messages
+from ekiden.cli.target import AppCommand, app_argument, queue_argument
 from ekiden.codec import decode_call
 from ekiden.errors import ConfigurationError, MessageError, TransportError
 from ekiden.execution import redriven
@@ -99,9 +99,9 @@ class DeadLetter:
         }
 
 
-@dead.command("list")
+@dead.command("list", cls=AppCommand)
 @app_argument
-@click.argument("queue")
+@queue_argument
 @click.option("--limit", type=click.IntRange(min=1), help="Show at most so many.")
 @json_option
 def list_letters(target: str, queue: str, limit: int | None, as_json: bool) -> None:
@@ -121,9 +121,9 @@ def list_letters(target: str, queue: str, limit: int | None, as_json: bool) -> N
         click.echo(f"{_plain(queue)} has no dead letters.")
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @app_argument
-@click.argument("queue")
+@queue_argument
 @click.argument("letter_id", metavar="ID")
 @json_option
 def show(target: str, queue: str, letter_id: str, as_json: bool) -> None:
@@ -142,9 +142,9 @@ def show(target: str, queue: str, letter_id: str, as_json: bool) -> None:
         print_fields(found.whole())
 
 
-@dead.command()
+@dead.command(cls=AppCommand)
 @app_argument
-@click.argument("queue")
+@queue_argument
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All that are there now.")
 def retry(target: str, queue: str, ids: tuple[str, ...], every: bool) -> None:
@@ -173,9 +173,9 @@ def retry(target: str, queue: str, ids: tuple[str, ...], every: bool) -> None:
         )
 
 
-@dead.command("purge")
+@dead.command("purge", cls=AppCommand)
 @app_argument
-@click.argument("queue")
+@queue_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge_letters(target: str, queue: str, yes: bool) -> None:
     """Delete the dead letters of a queue.

@@ -11,7 +11,8 @@ import msgspec
 
 from ekiden import plugins
 from ekiden.app import load_app
-from ekiden.cli.output import app_argument, json_option, print_fields, print_json, task_named
+from ekiden.cli.output import json_option, print_fields, print_json, task_named
+from ekiden.cli.target import AppCommand, app_argument, task_argument
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL
 
@@ -38,9 +39,9 @@ def transports(as_json: bool) -> None:
         print_fields({name: value for name, value in transport.items() if name != "scheme"})
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
-@click.argument("task")
+@task_argument
 @json_option
 def explain(target: str, task: str, as_json: bool) -> None:
     """What will happen to a call of TASK, step by step, with the file and line that does each step.
@@ -107,7 +108,7 @@ def _described(scheme: str) -> dict[str, Any]:
 _COLOURS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
 @json_option
 def doctor(target: str, as_json: bool) -> None:

@@ -15,7 +15,6 @@ from ekiden.errors import ConfigurationError
 from ekiden.plugins import check_shared
 from ekiden.task import Task
 
-app_argument = click.argument("target", metavar="MODULE:APP")
 json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 
 

@@ -7,11 +7,12 @@ import sys
 import click
 
 from ekiden.app import Ekiden
-from ekiden.cli.output import app_argument, json_option, open_app, plural, print_json, print_table
+from ekiden.cli.output import json_option, open_app, plural, print_json, print_table
+from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.message import DEAD_SUFFIX
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
 @json_option
 def queues(target: str, as_json: bool) -> None:
@@ -37,19 +38,22 @@ def depth_row(app: Ekiden, queue: str) -> dict[str, object]:
     return {"queue": queue, "ready": depth.ready, "delayed": depth.delayed, "leased": depth.leased}
 
 
-@click.command()
+@click.command(cls=AppCommand)
 @app_argument
-@click.argument("queue")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def purge(target: str, queue: str, yes: bool) -> None:
-    """Delete the messages of a queue that no worker has in hand.
+@click.argument("names", metavar="[QUEUE]...", nargs=-1, type=QueueName())
+@click.option("-Q", "--queues", type=QueueName(), help="The same, as a list: a,b.")
+@click.option("-f", "--force", "--yes", "yes", is_flag=True, help="Do not ask.")
+def purge(target: str, names: tuple[str, ...], queues: str | None, yes: bool) -> None:
+    """Delete the messages of queues that no worker has in hand; of all the app's queues where none is named.
 
     \b
     ekiden purge shop:app emails
-    ekiden purge shop:app emails --yes                    in a script
+    ekiden purge shop:app --yes                           all queues, in a script
     """
+    listed = tuple(name.strip() for name in queues.split(",")) if queues else ()
     with open_app(target) as app:
-        delete_messages(app, queue, yes=yes)
+        for queue in names + listed or app.queues():
+            delete_messages(app, queue, yes=yes)
 
 
 def delete_messages(app: Ekiden, queue: str, *, yes: bool) -> None:

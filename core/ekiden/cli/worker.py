@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import Any
 
 import click
 
+from ekiden.cli import celery_words
+from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.errors import ConfigurationError
 from ekiden.logs import configure_logging
 from ekiden.options import check_queue_name
@@ -17,24 +20,70 @@ from ekiden.supervisor import Supervisor, SupervisorOptions
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
+_QUEUES = "Queues to serve in turn: a,b. Or in strict order: 'a>b'.  [default: all of the app]"
+_POOLS = ("thread", "process", "threads", "prefork", "solo")
+_LOG_LEVELS = {
+    **{level: level for level in ("debug", "info", "warning", "error", "critical")},
+    "warn": "warning",
+    "fatal": "critical",
+}
+_BYTES_PER_KB, _BYTES_PER_MB = 1_000, 1_000_000
 
 
-@click.command()
-@click.argument("target", metavar="MODULE:APP")
-@click.option("--queues", help="Queues to serve in turn: a,b. Or in strict order: 'a>b'.  [default: all of the app]")
-@click.option("--processes", type=_AT_LEAST_ONE, help="Worker processes.  [default: one per core]")
+def _pool(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value in celery_words.POOLS_REFUSED:
+        raise click.BadParameter(celery_words.POOLS_REFUSED[value])
+    if value is not None and value not in _POOLS:
+        raise click.BadParameter(f"{value!r} is none of {', '.join(_POOLS)}.")
+    return value
+
+
+def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """A worker's name with the host in it, as Celery writes it: %h whole, %n up to the first dot, %d the rest."""
+    if value is None:
+        return None
+    host = socket.gethostname()
+    short, _, domain = host.partition(".")
+    for sign, text in (("%h", host), ("%n", short), ("%d", domain), ("%%", "%")):
+        value = value.replace(sign, text)
+    return value
+
+
+@click.command(cls=AppCommand)
+@app_argument
+@click.option("-Q", "--queues", type=QueueName(), help=_QUEUES)
+@click.option(
+    "-c", "--processes", "--concurrency", type=_AT_LEAST_ONE, help="Worker processes.  [default: one per core]"
+)
 @click.option("--threads", type=_AT_LEAST_ONE, help="`def` tasks at once in each process.  [default: 8]")
 @click.option("--async-concurrency", type=_AT_LEAST_ONE, help="`async def` tasks at once in each.  [default: 100]")
-@click.option("--pool", type=click.Choice(["thread", "process"]), help="Where bodies of `def` tasks run.")
+@click.option("-P", "--pool", callback=_pool, help="Where bodies of `def` tasks run: thread, process; and see below.")
 @click.option("--burst", is_flag=True, help="End when nothing is ready or running any more.")
-@click.option("--max-tasks-per-process", type=_AT_LEAST_ONE, help="Replace a process after so many tasks.")
+@click.option(
+    "--max-tasks-per-process",
+    "--max-tasks-per-child",
+    type=_AT_LEAST_ONE,
+    help="Replace a process after so many tasks.",
+)
 @click.option("--max-memory-per-process", type=_SECONDS, metavar="MB", help="Replace a process that outgrows this.")
+@click.option("--max-memory-per-child", type=_SECONDS, metavar="KB", help="The same, in Celery's unit.")
 @click.option("--grace", type=click.FloatRange(min=0), help="Seconds running tasks get at a stop.  [default: 30]")
 @click.option("--lease", type=_SECONDS, help="Seconds a message is a worker's; renewed meanwhile.  [default: 60]")
 @click.option("--prefetch", type=_AT_LEAST_ONE, help="Messages in hand at most, in each process.  [default: 512]")
-@click.option("--name", help="The worker's name, unlike every other's.  [default: host and process id]")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "-n",
+    "--name",
+    "--hostname",
+    callback=_name,
+    help="The worker's name, unlike every other's; %h is the host.  [default: host and process id]",
+)
+@click.option(
+    "-l",
+    "--log-level",
+    "--loglevel",
+    type=click.Choice(list(_LOG_LEVELS), case_sensitive=False),
+    default="info",
+    show_default=True,
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
@@ -47,6 +96,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="Start anew when a Python file changes below PATH, or here. For development.",
 )
 @click.option("--liveness-file", type=click.Path(dir_okay=False), help="A file to touch while all processes are well.")
+@celery_words.worker_options
 def worker(
     *,
     target: str,
@@ -58,6 +108,7 @@ def worker(
     burst: bool,
     max_tasks_per_process: int | None,
     max_memory_per_process: float | None,
+    max_memory_per_child: float | None,
     grace: float | None,
     lease: float | None,
     prefetch: int | None,
@@ -78,16 +129,22 @@ def worker(
     ekiden worker shop:app --reload                       while you develop
     ekiden worker shop:app --burst                        work off what is there
 
+    -P takes Celery's words too: `threads` is one process with -c threads, `prefork` is -c processes that run one
+    `def` task at a time, `solo` is one process with one thread.
+
     What is not said here comes from the app's settings; worker_processes, worker_grace and worker_liveness_file from
     the environment (EKIDEN_WORKER_PROCESSES, ...), because this process does not import your app.
     """
     configure_logging(log_level, log_format)
     names, strict = queue_names(queues)
+    processes, threads, pool = _placed(pool, processes, threads)
+    if max_memory_per_child is not None and max_memory_per_process is None:
+        max_memory_per_process = max_memory_per_child * _BYTES_PER_KB / _BYTES_PER_MB
     options = SupervisorOptions(
         processes=processes or _environment("worker_processes") or cores(),
         grace=_environment("worker_grace") if grace is None else grace,
         liveness_file=liveness_file or _environment("worker_liveness_file"),
-        log_level=log_level,
+        log_level=_LOG_LEVELS[log_level],
         log_format=log_format,
         reload_paths=() if reload_path is None else (reload_path,),
         worker=WorkerOptions(
@@ -105,6 +162,19 @@ def worker(
         ),
     )
     sys.exit(Supervisor(target, options).run())
+
+
+def _placed(pool: str | None, processes: int | None, threads: int | None) -> tuple[int | None, int | None, str | None]:
+    """Processes, threads and pool, with Celery's words for pools taken apart."""
+    match pool:
+        case "threads":
+            return 1, threads or processes, None
+        case "prefork":
+            return processes, threads or 1, None
+        case "solo":
+            return 1, threads or 1, None
+        case _:
+            return processes, threads, pool
 
 
 def queue_names(text: str | None) -> tuple[tuple[str, ...], bool]:
