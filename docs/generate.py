@@ -226,6 +226,8 @@ def _option_default(name: str) -> str:
         return "a route of `task_routes`, else `task_default_queue`"
     if name == "priority":
         return "a route of `task_routes`, else `task_default_priority`"
+    if name == "retry_backoff":
+        return "`True`, unless `default_retry_delay` or its setting says something"
     known = {each for each, *_ in app_settings.setting_docs()}
     setting = next(
         each

@@ -53,7 +53,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     default_retry_delay: Seconds | UnsetType = UNSET
     autoretry_for: tuple[type[BaseException], ...] = ()
     dont_autoretry_for: tuple[type[BaseException], ...] = ()
-    retry_backoff: bool | float = False
+    retry_backoff: bool | float | UnsetType = UNSET
     retry_backoff_max: PositiveSeconds = 600.0
     retry_jitter: bool = True
     throws: tuple[type[BaseException], ...] = ()
@@ -386,6 +386,10 @@ def read_publish_retry_policy(given: Mapping[str, Any]) -> PublishRetryPolicy:
 # Workers.
 
 
+_UNSAID_RETRY_DELAY = 180.0
+"""Seconds to the next try of a task that says ``retry_backoff=False`` and no delay: what Celery takes."""
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the worker needs to know of one task's options, settings merged in."""
 
@@ -411,14 +415,19 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def policy(settings: Settings, task: TaskOptions) -> Policy:
-    """Merge a task's declaration into the settings; ``rate`` becomes starts per second, a backoff its first seconds."""
+    """Merge a task's declaration into the settings; ``rate`` becomes starts per second, a backoff its first seconds.
+
+    Tries back off from one second on where neither a backoff nor a delay is declared.
+    """
     rate_limit = _said(task.rate_limit, settings.task_default_rate_limit)
+    retry_delay = _said(task.default_retry_delay, settings.task_default_retry_delay)
+    backs_off = retry_delay is None if task.retry_backoff is UNSET else task.retry_backoff
     return Policy(
         max_retries=_said(task.max_retries, settings.task_max_retries),
-        default_retry_delay=_said(task.default_retry_delay, settings.task_default_retry_delay),
+        default_retry_delay=_UNSAID_RETRY_DELAY if retry_delay is None else retry_delay,
         autoretry_for=task.autoretry_for,
         dont_autoretry_for=task.dont_autoretry_for,
-        retry_backoff=float(task.retry_backoff),
+        retry_backoff=float(backs_off),
         retry_backoff_max=task.retry_backoff_max,
         retry_jitter=task.retry_jitter,
         throws=task.throws,

@@ -73,12 +73,12 @@ class Settings:
         "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at most once).",
     )
     task_max_retries: Annotated[int, Meta(ge=0)] | None = setting(
-        3,
+        10,
         "Tries after the first, for `self.retry` and `autoretry_for`; `None` is without end.",
     )
-    task_default_retry_delay: Seconds = setting(
-        180.0,
-        "Seconds until the next try where neither the call nor a backoff says.",
+    task_default_retry_delay: Seconds | None = setting(
+        None,
+        "Seconds until the next try where neither the call nor a backoff says; `None`: tries back off, from 1 s on.",
     )
     task_default_rate_limit: str | float | None = setting(
         None,
@@ -124,7 +124,7 @@ class Settings:
         (),
         "Queues that a worker serves; without any: every queue that the app's tasks and routes name.",
     )
-    worker_processes: Count | None = setting(None, "Worker processes; without a number: as many as cores.")
+    worker_processes: Count | None = setting(None, "Worker processes; without a number: one for each CPU it may use.")
     worker_threads: Count = setting(8, "Threads for `def` tasks, and body processes at most, in each worker process.")
     worker_async_concurrency: Count = setting(100, "`async def` tasks at once in each worker process.")
     worker_pool: PoolName = setting("thread", "Where bodies of `def` tasks run that say nothing themselves.")
@@ -132,7 +132,7 @@ class Settings:
         512,
         "Deliveries in hand at most in each worker process; far fewer where tasks are slow.",
     )
-    worker_grace: Seconds = setting(30.0, "Seconds that running tasks get to finish when a worker stops.")
+    worker_grace: Seconds = setting(25.0, "Seconds that running tasks get to finish when a worker stops.")
     worker_max_tasks_per_process: Count | None = setting(None, "Replace a worker process after so many tasks.")
     worker_max_memory_per_process: PositiveSeconds | None = setting(
         None,

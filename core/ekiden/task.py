@@ -347,7 +347,7 @@ class Task(Generic[P, R]):
     ) -> NoReturn:
         """End this try and have one more: ``raise self.retry(exc=error)``, or without the ``raise``, which reads worse.
 
-        ``countdown``: seconds until then; else by the task's backoff or ``default_retry_delay``. ``args``/``kwargs``:
+        ``countdown``: seconds until then; else the task's backoff or ``default_retry_delay`` says. ``args``/``kwargs``:
         what the next try is called with instead. When no tries are left ``exc`` is raised, or
         MaxRetriesExceededError. With ``throw=False`` the Retry is returned for the body to raise.
         """

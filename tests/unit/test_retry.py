@@ -34,6 +34,26 @@ def test_without_a_backoff_the_delay_is_always_the_same() -> None:
     assert [retry_delay(of(default_retry_delay=7), retries, 0.5) for retries in (0, 1, 50)] == [7, 7, 7]
 
 
+def test_tries_back_off_where_nothing_is_declared() -> None:
+    declared = of()
+
+    assert [retry_delay(declared, retries, 0.5) for retries in (0, 1, 2, 9, 30)] == [0.5, 1.0, 2.0, 256.0, 300.0]
+    assert [tries_left(declared.max_retries, retries) for retries in (9, 10)] == [True, False]
+
+
+def test_a_delay_that_the_settings_name_is_no_backoff() -> None:
+    declared = policy(Settings(task_default_retry_delay=7.0), declared_options("t", {}))
+
+    assert [retry_delay(declared, retries, 0.5) for retries in (0, 9)] == [7.0, 7.0]
+
+
+def test_a_backoff_beats_a_delay_and_can_be_switched_off() -> None:
+    both = of(default_retry_delay=7, retry_backoff=2, retry_jitter=False)
+
+    assert retry_delay(both, 1, 0.5) == 4.0
+    assert [retry_delay(of(retry_backoff=False), retries, 0.5) for retries in (0, 9)] == [180.0, 180.0]
+
+
 def test_a_backoff_doubles_up_to_its_most() -> None:
     declared = of(retry_backoff=2, retry_backoff_max=30, retry_jitter=False)
 

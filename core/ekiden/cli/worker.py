@@ -11,6 +11,7 @@ import click
 
 from ekiden.cli import celery_words
 from ekiden.cli.target import AppCommand, QueueName, app_argument
+from ekiden.cpus import available_cpus
 from ekiden.errors import ConfigurationError
 from ekiden.logs import configure_logging
 from ekiden.options import check_queue_name
@@ -53,7 +54,11 @@ def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
 @app_argument
 @click.option("-Q", "--queues", type=QueueName(), help=_QUEUES)
 @click.option(
-    "-c", "--processes", "--concurrency", type=_AT_LEAST_ONE, help="Worker processes.  [default: one per core]"
+    "-c",
+    "--processes",
+    "--concurrency",
+    type=_AT_LEAST_ONE,
+    help="Worker processes.  [default: one per CPU that it may use]",
 )
 @click.option("--threads", type=_AT_LEAST_ONE, help="`def` tasks at once in each process.  [default: 8]")
 @click.option("--async-concurrency", type=_AT_LEAST_ONE, help="`async def` tasks at once in each.  [default: 100]")
@@ -67,7 +72,7 @@ def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
 )
 @click.option("--max-memory-per-process", type=_SECONDS, metavar="MB", help="Replace a process that outgrows this.")
 @click.option("--max-memory-per-child", type=_SECONDS, metavar="KB", help="The same, in Celery's unit.")
-@click.option("--grace", type=click.FloatRange(min=0), help="Seconds running tasks get at a stop.  [default: 30]")
+@click.option("--grace", type=click.FloatRange(min=0), help="Seconds running tasks get at a stop.  [default: 25]")
 @click.option("--lease", type=_SECONDS, help="Seconds a message is a worker's; renewed meanwhile.  [default: 60]")
 @click.option("--prefetch", type=_AT_LEAST_ONE, help="Messages in hand at most, in each process.  [default: 512]")
 @click.option(
@@ -141,7 +146,7 @@ def worker(
     if max_memory_per_child is not None and max_memory_per_process is None:
         max_memory_per_process = max_memory_per_child * _BYTES_PER_KB / _BYTES_PER_MB
     options = SupervisorOptions(
-        processes=processes or _environment("worker_processes") or cores(),
+        processes=processes or _environment("worker_processes") or available_cpus(),
         grace=_environment("worker_grace") if grace is None else grace,
         liveness_file=liveness_file or _environment("worker_liveness_file"),
         log_level=_LOG_LEVELS[log_level],
@@ -189,11 +194,6 @@ def queue_names(text: str | None) -> tuple[tuple[str, ...], bool]:
     for name in names:
         check_queue_name(name)
     return names, ">" in text
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment(setting: str) -> Any:
