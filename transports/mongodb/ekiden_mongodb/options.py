@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 import msgspec
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL
-from pymongo import uri_parser
+from pymongo import common, uri_parser
 from pymongo.errors import PyMongoError
 
 DEFAULT_DATABASE = "ekiden"
@@ -40,6 +40,9 @@ class MongoDBOptions(msgspec.Struct, frozen=True):
 
 
 _OURS = sorted(MongoDBOptions.__struct_fields__)
+
+_THEIRS = frozenset(getattr(common, "URI_OPTIONS_VALIDATOR_MAP", ()))
+"""The options that pymongo has, in lower case. A pymongo that lists them elsewhere names the unknown ones itself."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -90,6 +93,7 @@ def place_in(url: BrokerURL) -> Place:
         raise ConfigurationError(
             f"{url}: there is no variant {url.variant!r} of mongodb://; write mongodb:// or mongodb+srv://."
         )
+    _check_names(url)
     text, database = _text_for_pymongo(url), _database_in(url)
     theirs = _checked_by_pymongo(url, text)
     selection, connect = theirs.get("serverselectiontimeoutms"), theirs.get("connecttimeoutms")
@@ -103,6 +107,15 @@ def place_in(url: BrokerURL) -> Place:
         selection_seconds=selection,
         connect_seconds=connect,
     )
+
+
+def _check_names(url: BrokerURL) -> None:
+    """Refuse an option that neither we nor pymongo have. pymongo's names may be written in any case."""
+    for name in url.options:
+        if _THEIRS and name not in MongoDBOptions.__struct_fields__ and name.lower() not in _THEIRS:
+            raise ConfigurationError(
+                f"{url}: there is no option {name!r} for mongodb://; it takes {', '.join(_OURS)} and pymongo's own."
+            )
 
 
 def _text_for_pymongo(url: BrokerURL) -> str:
@@ -133,12 +146,7 @@ def _checked_by_pymongo(url: BrokerURL, text: str) -> dict[str, Any]:
     try:
         parsed = uri_parser.parse_uri(text, validate=True, warn=False)
     except (PyMongoError, ValueError, TypeError, OSError) as error:
-        text = str(error)
-        unknown = text.removeprefix("Unknown option: ").partition(".")[0]
-        if unknown != text.partition(".")[0]:
-            written = next((name for name in url.options if name.lower() == unknown.lower()), unknown)
-            text = f"there is no option {written!r} for mongodb://; it takes {', '.join(_OURS)} and pymongo's own"
-        raise ConfigurationError(f"{url}: {text.rstrip('.')}.") from error
+        raise ConfigurationError(f"{url}: {str(error).rstrip('.')}.") from error
     return {str(name).lower(): value for name, value in parsed["options"].items()}
 
 
