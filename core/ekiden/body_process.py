@@ -59,6 +59,7 @@ from ekiden.errors import (
     WorkerLostError,
 )
 from ekiden.execution import run, run_async
+from ekiden.loggers import safe_logger
 from ekiden.message import Message, Published
 from ekiden.options import Policy
 from ekiden.outcomes import Outcome
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
     from ekiden.app import Ekiden
     from ekiden.task import Task
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 Publish = Callable[[Sequence[Message], float | None], list[Published]]
 """Publishes messages, within so many seconds where that is said."""

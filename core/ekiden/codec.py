@@ -19,13 +19,22 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain, repeat
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Optional, get_type_hints
 from uuid import UUID
 
 import msgspec
 
-from ekiden.errors import MessageError, NewerFormat, TaskArgumentsError, TaskError
+from ekiden.errors import (
+    BackendError,
+    MessageError,
+    NewerFormat,
+    ResultTimeout,
+    TaskArgumentsError,
+    TaskError,
+    TaskPredicate,
+)
+from ekiden.safe_text import cut, cut_middle, json_bytes, repr_of, storable, text_of
 from ekiden.signature import FORMAT_VERSION, Call
 
 CONTENT_TYPE_HEADER = "content-type"
@@ -33,6 +42,13 @@ JSON_CONTENT_TYPE = "application/json"
 
 
 def _encode_other(value: Any) -> Any:
+    # Of a subclass (a Markup, a numpy.float64) what it is a kind of is carried.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     pydantic = sys.modules.get("pydantic")
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
         return value.model_dump(mode="json")
@@ -48,6 +64,9 @@ def _decode_other(kind: type, value: Any) -> Any:
     raise NotImplementedError
 
 
+UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""What reading JSON raises that is none, or is not what was expected."""
+
 _encoder = msgspec.json.Encoder(enc_hook=_encode_other)
 _call_decoder = msgspec.json.Decoder(Call)
 _encode = _encoder.encode
@@ -61,12 +80,12 @@ def encode_value(value: Any) -> bytes:
     """``value`` as JSON. Raises TypeError or ValueError for what JSON cannot carry."""
     try:
         body = _encode(value)
+        if b"null" in body:
+            _refuse_not_finite(value)
     except OverflowError as error:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("it contains itself, or is nested too deeply") from error
-    if b"null" in body:
-        _refuse_not_finite(value)
     return body
 
 
@@ -77,7 +96,7 @@ def encode_call(call: Call) -> bytes:
         # JSON has no infinity and no NaN; the encoder would write null for them, and the task would get None.
         if b"null" in body:
             _refuse_not_finite((call.args, call.kwargs))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # a user's class may do anything while it is written as JSON
         raise _unencodable(call, error) from error
     return body
 
@@ -89,7 +108,7 @@ def decode_call(body: bytes, headers: Mapping[str, Any]) -> Call:
         raise MessageError(f"its content type is {content_type!r}, and this worker accepts {JSON_CONTENT_TYPE} only")
     try:
         call = _call_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _undecodable(body, error) from error
     if "\0" in call.id:
         raise MessageError("its task's id holds a zero byte, which no result can be stored under")
@@ -99,7 +118,7 @@ def decode_call(body: bytes, headers: Mapping[str, Any]) -> Call:
 def _undecodable(body: bytes, error: Exception) -> MessageError:
     try:
         version = msgspec.json.decode(body, type=_Version).v
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE:
         return MessageError(f"its body is not a call: {error}")
     if version > FORMAT_VERSION:
         return NewerFormat(f"its format is {version}, and this worker understands up to {FORMAT_VERSION}")
@@ -107,15 +126,24 @@ def _undecodable(body: bytes, error: Exception) -> MessageError:
 
 
 def _refuse_not_finite(value: Any) -> None:
+    """Raise ValueError where JSON says null for a number; dataclasses, structs and models are looked into, too."""
+    _refuse_not_finite_in(msgspec.to_builtins(value, enc_hook=_looked_into, str_keys=True))
+
+
+def _looked_into(value: Any) -> Any:
+    return None if isinstance(value, msgspec.Raw) else _encode_other(value)  # JSON already: it holds none
+
+
+def _refuse_not_finite_in(value: Any) -> None:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} has no JSON form")
     elif isinstance(value, Mapping):
         for each in value.values():
-            _refuse_not_finite(each)
-    elif isinstance(value, list | tuple | set | frozenset):
+            _refuse_not_finite_in(each)
+    elif isinstance(value, list | tuple):
         for each in value:
-            _refuse_not_finite(each)
+            _refuse_not_finite_in(each)
 
 
 def _unencodable(call: Call, error: Exception) -> TaskArgumentsError:
@@ -124,18 +152,16 @@ def _unencodable(call: Call, error: Exception) -> TaskArgumentsError:
     for name, value in named:
         try:
             encode_value(value)
-        except (TypeError, ValueError) as reason:
+        except Exception as reason:  # noqa: BLE001 - as above
             return TaskArgumentsError(
-                f"{call.task}() cannot be sent: {name} ({_shortened(value)}) cannot be carried in a message: {reason}."
+                f"{call.task}() cannot be sent: {name} ({_shortened(value)}) cannot be carried in a message: "
+                f"{text_of(reason)}."
             )
-    return TaskArgumentsError(f"{call.task}() cannot be sent: it cannot be carried in a message: {error}.")
+    return TaskArgumentsError(f"{call.task}() cannot be sent: it cannot be carried in a message: {text_of(error)}.")
 
 
 def _shortened(value: Any, length: int = 80) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:  # noqa: BLE001 - a user's __repr__ may do anything
-        text = f"a {type(value).__name__} whose repr failed: {error!r}"
+    text = repr_of(value)
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
@@ -189,7 +215,7 @@ def decode_outcome(body: bytes) -> OutcomeRecord:
         return OutcomeRecord()
     try:
         return _outcome_decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise MessageError(f"a stored result cannot be read: {error}") from error
 
 
@@ -198,47 +224,100 @@ def decode_value(raw: msgspec.Raw | bytes, kind: Any = Any) -> Any:
     return msgspec.json.decode(raw, type=kind, dec_hook=_decode_other)
 
 
-def failure_record(error: BaseException, traceback_text: str | None) -> FailureRecord:
-    """What is kept of ``error``. Arguments that JSON cannot carry are kept as their repr."""
-    args = []
-    for each in error.args:
-        try:
-            args.append(msgspec.json.decode(encode_value(each)))
-        except (TypeError, ValueError):
-            args.append(_shortened(each, 500))
-    return FailureRecord(type_name(type(error)), _text_of(error), tuple(args), traceback_text)
+DEFAULT_FAILURE_BYTES = 1024 * 1024
+_SMALLEST_FAILURE_BYTES = 1000
+_LONGEST_TYPE_NAME = 500
+_LONGEST_REPR = 500
+_MOST_ARGUMENTS = 100
+
+
+def failure_record(
+    error: BaseException, traceback_text: str | None, *, most_bytes: int = DEFAULT_FAILURE_BYTES
+) -> FailureRecord:
+    """What is kept of ``error``, in about ``most_bytes``: as much of its text, its arguments and its traceback as fits.
+
+    A kilobyte may always be kept, so that there is a reason. Arguments that JSON cannot carry are kept as their repr.
+    Raises nothing, whatever ``error`` is.
+    """
+    share = max(most_bytes, _SMALLEST_FAILURE_BYTES) // 4
+    return FailureRecord(
+        type_name(type(error)),
+        cut(text_of(error), share),
+        _recorded_arguments(error, share),
+        None if traceback_text is None else cut_middle(storable(traceback_text), 2 * share),
+    )
+
+
+def _recorded_arguments(error: BaseException, most_bytes: int) -> tuple[Any, ...]:
+    try:
+        args = tuple(error.args)
+    except BaseException:  # noqa: BLE001 - a user's class may have made something else of ``args``
+        return ()
+    recorded = []
+    left = most_bytes
+    for each in args[:_MOST_ARGUMENTS]:
+        argument, size = _recorded_argument(each, left)
+        recorded.append(argument)
+        left = max(0, left - size)
+    return tuple(recorded)
+
+
+def _recorded_argument(argument: object, most_bytes: int) -> tuple[Any, int]:
+    """What is kept of one argument of an exception, and how many bytes that has in JSON."""
+    if isinstance(argument, str):
+        kept = cut(storable(argument), most_bytes)
+        return kept, json_bytes(kept)
+    try:
+        body = encode_value(argument)
+        if len(body) <= most_bytes:
+            return msgspec.json.decode(body), len(body)
+    except BaseException:  # noqa: BLE001 - what has no JSON form is kept as its repr, whatever made it so
+        pass
+    kept = cut(_shortened(argument, _LONGEST_REPR), most_bytes)
+    return kept, json_bytes(kept)
 
 
 def type_name(kind: type) -> str:
     """The dotted name of a class, as results and logs tell it; that of a built-in without its module."""
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        module, name = kind.__module__, kind.__qualname__
+    except BaseException:  # noqa: BLE001 - a metaclass of a user's may do anything
+        module, name = "builtins", "BaseException"
+    text = name if module == "builtins" else f"{text_of(module)}.{text_of(name)}"
+    return storable(text)[:_LONGEST_TYPE_NAME]
+
+
+_MEANS_SOMETHING_ELSE = (StopIteration, StopAsyncIteration, TaskPredicate, ResultTimeout, BackendError)
+"""What would be taken for something else where ``get()`` raises it: for the end of the caller's own loop or generator,
+for what becomes of the caller's own call, or for what ``get()`` raises on its own account."""
 
 
 def rebuild_exception(record: FailureRecord) -> BaseException:
     """The exception that ``record`` tells of: its own class if that is a built-in or imported already, else TaskError.
 
-    Nothing is imported because a message says so, and only exception classes are made.
+    Nothing is imported because a message says so, and only exception classes are made. What its raising would say to
+    the caller's own program (StopIteration ends a loop) is a TaskError, too.
     """
-    module_name, _, name = record.type.rpartition(".")
+    kind = _known_class(record.type)
+    if kind is None or issubclass(kind, _MEANS_SOMETHING_ELSE):
+        return _task_error(record)
+    try:
+        error = kind(*record.args)
+    except BaseException:  # noqa: BLE001 - a constructor of the user's may want other arguments; TaskError tells it all
+        return _task_error(record)
+    return error if isinstance(error, kind) else _task_error(record)
+
+
+def _known_class(dotted: str) -> type[Exception] | None:
+    """The exception class of that name, in a module that is imported; None where there is none."""
+    module_name, _, name = dotted.rpartition(".")
     module = builtins if module_name in {"", "builtins"} else sys.modules.get(module_name)
-    kind = vars(module).get(name) if module is not None else None
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            return kind(*record.args)
-        except Exception:  # noqa: BLE001 - a constructor of the user's may want other arguments; TaskError tells it all
-            return _task_error(record)
-    return _task_error(record)
+    kind = vars(module).get(name) if isinstance(module, ModuleType) else None
+    return kind if isinstance(kind, type) and issubclass(kind, Exception) else None
 
 
 def _task_error(record: FailureRecord) -> TaskError:
     return TaskError(record.message or record.type, type_name=record.type, traceback_text=record.traceback)
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as failure:  # noqa: BLE001 - a user's __str__ may do anything
-        return f"(its text cannot be shown: {failure!r})"
 
 
 # Arguments.

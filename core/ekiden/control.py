@@ -13,9 +13,13 @@ from typing import Any
 
 import msgspec
 
-from ekiden.errors import MisuseError
-from ekiden.results import Backend
+from ekiden.codec import UNREADABLE
+from ekiden.errors import BackendRefused, MisuseError
+from ekiden.loggers import safe_logger
+from ekiden.results import Backend, each_apart
 from ekiden.transport import Transport
+
+logger = safe_logger(__name__)
 
 CONTROL_TOPIC = "ekiden.control"
 REVOKED_PREFIX = "revoked/"
@@ -72,15 +76,22 @@ def revoke(
 
 
 def revocations(backend: Backend, task_ids: Sequence[str]) -> dict[str, Revocation]:
-    """Which of these tasks are revoked. One look at one record tells that none is, where nothing was revoked lately."""
+    """Which of these tasks are revoked. One look at one record tells that none is, where nothing was revoked lately.
+
+    A record that cannot be read revokes nothing; nor does one under an id that the store could not hold.
+    """
     if backend.read([ANY_REVOKED]) == [None]:
         return {}
-    records = backend.read([REVOKED_PREFIX + each for each in task_ids])
-    return {
-        task_id: _revocation_decoder.decode(record.value)
-        for task_id, record in zip(task_ids, records, strict=True)
-        if record is not None
-    }
+    records = each_apart(backend.read, [REVOKED_PREFIX + each for each in task_ids])
+    found = {}
+    for task_id, record in zip(task_ids, records, strict=True):
+        if record is None or isinstance(record, BackendRefused):
+            continue
+        try:
+            found[task_id] = _revocation_decoder.decode(record.value)
+        except UNREADABLE as error:
+            logger.warning("the record %s is no revocation, and is passed over: %s", record.key, error)
+    return found
 
 
 class HeardRevocations:
@@ -110,5 +121,6 @@ def read_control_message(payload: bytes) -> ControlMessage | None:
     """What a broadcast tells, or None for one that this version does not understand."""
     try:
         return _message_decoder.decode(payload)
-    except msgspec.DecodeError:
+    except UNREADABLE as error:
+        logger.info("a broadcast to workers cannot be understood, and is passed over: %s", error)
         return None

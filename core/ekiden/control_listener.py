@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
@@ -20,11 +19,12 @@ from ekiden.errors import (
     TransportError,
 )
 from ekiden.job import Job, signal_revoked
+from ekiden.loggers import safe_logger
 from ekiden.results import Backend
 from ekiden.runner import Runner
 from ekiden.transport import Listener
 
-logger = logging.getLogger("ekiden.worker")
+logger = safe_logger("ekiden.worker")
 
 
 class ControlListener:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
-logger = logging.getLogger(__name__)
+from ekiden.loggers import safe_logger
+
+logger = safe_logger(__name__)
 
 _CANCEL_AGAIN_SECONDS = 1.0
 

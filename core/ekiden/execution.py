@@ -27,6 +27,7 @@ Outcomes are plain data, because a body may run in another process.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import traceback
@@ -45,6 +46,7 @@ from ekiden.codec import (
     encode_outcome,
     encode_value,
     failure_record,
+    type_name,
 )
 from ekiden.errors import (
     Ignore,
@@ -84,9 +86,10 @@ from ekiden.outcomes import (
     Unprocessable,
 )
 from ekiden.replies import REPLY_TO_HEADER, reply_queue
-from ekiden.request import Execution, Request, running
+from ekiden.request import MOST_CHILDREN, Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
+from ekiden.safe_text import cut, storable, text_of
 from ekiden.signature import Call, Step, follow_up_id, seconds_until
 from ekiden.states import State
 
@@ -97,6 +100,7 @@ REQUEUE_DELAY = 1.0
 """Seconds after which a message that its task gave back (``Reject(requeue=True)``) is handed out again."""
 
 _LONGEST_ERROR_HEADER = 1000
+_LARGEST_NUMBER = 2**63 - 1
 
 
 # Running a body.
@@ -116,7 +120,7 @@ def run(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
         outcome = outcome_of(error, policy, request, time.time())
         value = error
     try:
-        return finish(task, execution, outcome, value, time.perf_counter() - started)
+        return finish(task, policy, execution, outcome, value=value, runtime=time.perf_counter() - started)
     finally:
         running.reset(token)
 
@@ -144,7 +148,7 @@ async def run_async(
         outcome = outcome_of(error, policy, request, time.time())
         value = error
     try:
-        return finish(task, execution, outcome, value, time.perf_counter() - started)
+        return finish(task, policy, execution, outcome, value=value, runtime=time.perf_counter() - started)
     finally:
         running.reset(token)
 
@@ -185,7 +189,7 @@ def _encoded(value: Any, policy: Policy) -> msgspec.Raw:
     try:
         body = encode_value(value)
     except (TypeError, ValueError) as error:
-        raise _UnstorableError(f"its result cannot be stored: {error}") from error
+        raise _UnstorableError(f"its result cannot be stored: {text_of(error)}") from error
     if len(body) > policy.result_max_bytes:
         raise _UnstorableError(
             f"its result has {len(body)} bytes; result_max_bytes allows {policy.result_max_bytes}. Store it elsewhere "
@@ -202,56 +206,65 @@ def outcome_of(error: BaseException, policy: Policy, request: Request, now: floa
     """What an exception out of a body means for its call. Raises nothing: what is wrong with ``error`` is a failure."""
     try:
         return _outcome_of(error, policy, request, now)
-    except Exception as trouble:  # noqa: BLE001 - a Retry may hold anything, and a user's exception do anything
-        return Failed(failure_record(trouble, _traceback_of(trouble)))
+    except BaseException as trouble:  # noqa: BLE001 - a Retry may hold anything, and a user's exception do anything
+        return Failed(_failure_of(trouble, policy))
 
 
 def _outcome_of(error: BaseException, policy: Policy, request: Request, now: float) -> Outcome:
     match error:
         case Retry():
-            return _asked_for(error, request, now)
+            return _asked_for(error, policy, request, now)
         case Ignore():
             return Ignored()
         case Reject():
-            return Rejected(str(error.reason), error.requeue)
+            return Rejected(cut(text_of(error.reason), policy.result_max_bytes // 4), bool(error.requeue))
         case Terminated():
             return Revoked(terminated=True)
         case _MisfitError():
             return Unprocessable(failure_record(TaskArgumentsError(str(error)), None))
         case _UnstorableError():
             return Failed(failure_record(MisuseError(str(error)), None))
-    failure = failure_record(error, _traceback_of(error))
+    failure = _failure_of(error, policy)
     if is_retried(policy, error) and tries_left(policy.max_retries, request.call.retries):
         return Retried(due=now + retry_delay(policy, request.call.retries, random.random()), failure=failure)
     return Failed(failure)
 
 
-def _asked_for(retry: Retry, request: Request, now: float) -> Retried:
+def _failure_of(error: BaseException, policy: Policy) -> FailureRecord:
+    """What is kept of an exception out of a body: no more than may be kept of its result."""
+    return failure_record(error, _traceback_of(error), most_bytes=policy.result_max_bytes)
+
+
+def _asked_for(retry: Retry, policy: Policy, request: Request, now: float) -> Retried:
     """The next try as the body asked for it, its arguments as a message carries them."""
+    if retry.exc is not None and not isinstance(retry.exc, BaseException):
+        raise MisuseError(f"Retry(exc=...) takes the exception that went wrong, not {type_name(type(retry.exc))}.")
     args, kwargs = retry.new_args, retry.new_kwargs
     changed = msgspec.structs.replace(request.call, args=args or (), kwargs=kwargs or {})
     carried = request.call if args is None and kwargs is None else decode_call(encode_call(changed), {})
     return Retried(
         due=now + (seconds_until(retry.when, now) or 0.0),
-        failure=None if retry.exc is None else failure_record(retry.exc, _traceback_of(retry.exc)),
+        failure=None if retry.exc is None else _failure_of(retry.exc, policy),
         args=None if args is None else list(carried.args),
         kwargs=None if kwargs is None else dict(carried.kwargs),
     )
 
 
-def finish(task: Task[..., Any], execution: Execution, outcome: Outcome, value: Any, runtime: float) -> Outcome:
+def finish(
+    task: Task[..., Any], policy: Policy, execution: Execution, outcome: Outcome, *, value: Any, runtime: float
+) -> Outcome:
     """What comes after the body: the task's own handlers and the signals. ``value``: what it returned or raised."""
     request = execution.request
     if isinstance(outcome, Succeeded | Failed | Retried):
         outcome = msgspec.structs.replace(outcome, children=tuple(execution.children), runtime=runtime)
     if task.has_hooks:
-        outcome = _call_handlers(task, request, outcome, value)
+        outcome = _call_handlers(task, policy, request, outcome, value=value)
     if hooks.task_ended_receivers():
         _send_signals(task, request, outcome, value)
     return outcome
 
 
-def _call_handlers(task: Task[..., Any], request: Request, outcome: Outcome, value: Any) -> Outcome:
+def _call_handlers(task: Task[..., Any], policy: Policy, request: Request, outcome: Outcome, *, value: Any) -> Outcome:
     call = request.call
     try:
         match outcome:
@@ -265,7 +278,8 @@ def _call_handlers(task: Task[..., Any], request: Request, outcome: Outcome, val
                 return outcome
         task.after_return(_state_of(outcome), value, call.id, call.args, call.kwargs, _einfo_of(outcome))
     except BaseException as error:  # noqa: BLE001 - a handler of the user's may do anything; its failure is the task's
-        return Failed(failure_record(error, _traceback_of(error)), runtime=getattr(outcome, "runtime", None))
+        failure = _failure_of(error, policy)
+        return Failed(failure, getattr(outcome, "children", ()), getattr(outcome, "runtime", None))
     return outcome
 
 
@@ -328,12 +342,15 @@ def _state_of(outcome: Outcome) -> str:
 _OUR_FILES = (__file__,)
 
 
-def _traceback_of(error: BaseException) -> str:
-    """The traceback as text, without the frames of ours above the user's function."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FILES and frames.tb_next is not None:
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))
+def _traceback_of(error: BaseException) -> str | None:
+    """The traceback as text, without the frames of ours above the user's function; None where it cannot be told."""
+    try:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FILES and frames.tb_next is not None:
+            frames = frames.tb_next
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException:  # noqa: BLE001 - a user's exception may answer anything when it is asked for what it holds
+        return None
 
 
 # The verdict.
@@ -484,7 +501,9 @@ def _ended(
     reply_to = wanted_reply_queue(message, call, case.policy) if REPLY_TO_HEADER in message.headers else None
     if not stores and reply_to is None:
         return Verdict(None, publish)
-    children = (*outcome.children, *(each.id for each in follow_ups)) if follow_ups else outcome.children
+    children = outcome.children
+    if follow_ups:
+        children = (*children, *(each.id for each in follow_ups))[:MOST_CHILDREN]
     record = OutcomeRecord(
         value=outcome.value if isinstance(outcome, Succeeded) else NULL,
         failure=None if isinstance(outcome, Succeeded) else outcome.failure,
@@ -573,19 +592,45 @@ def _follow_up(
     return message
 
 
-def dead_letter(delivery: Delivery, failure: FailureRecord, now: float) -> Message:
-    """The copy of a message that goes to ``<queue>.dead``: body as it was, and the reason in headers."""
+def dead_letter(delivery: Delivery, failure: FailureRecord, now: float, *, bare: bool = False) -> Message:
+    """The copy of a message that goes to ``<queue>.dead``: body as it was, and the reason in headers.
+
+    ``bare``: without the message's own headers, where the broker does not take those.
+    """
     message = delivery.message
-    own = {name: value for name, value in message.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
+    own = {} if bare else _carried_on(message.headers)
     headers = {
         **own,
         f"{RESERVED_HEADER_PREFIX}dead-queue": message.queue,
         f"{RESERVED_HEADER_PREFIX}dead-reason": failure.type.rpartition(".")[2],
         f"{RESERVED_HEADER_PREFIX}dead-error": failure.message[:_LONGEST_ERROR_HEADER],
-        f"{RESERVED_HEADER_PREFIX}dead-attempts": delivery.attempt,
+        f"{RESERVED_HEADER_PREFIX}dead-attempts": min(delivery.attempt, _LARGEST_NUMBER),
         f"{RESERVED_HEADER_PREFIX}dead-at": now,
     }
     return Message(derived_id(message.id, "dead"), message.queue + DEAD_SUFFIX, message.body, headers, message.priority)
+
+
+def _carried_on(headers: Mapping[Any, Any]) -> dict[str, HeaderValue]:
+    """A message's own headers as its dead letter has them: what no broker carries becomes text."""
+    carried: dict[str, HeaderValue] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not name.startswith(RESERVED_HEADER_PREFIX):
+            carried[storable(name) if isinstance(name, str) else text_of(name)] = _carried_value(value)
+    return carried
+
+
+def _carried_value(value: Any) -> HeaderValue:
+    match value:
+        case bool() | None:
+            return value
+        case str():
+            return storable(value)
+        case int() if type(value) is int and abs(value) <= _LARGEST_NUMBER:
+            return value
+        case float() if type(value) is float and math.isfinite(value):
+            return value
+        case _:
+            return text_of(value)[:_LONGEST_ERROR_HEADER]
 
 
 def redriven(dead: Message, queue: str) -> Message:

@@ -11,12 +11,13 @@ name for worker signals), and ``connect(receiver, sender=...)`` hears one sender
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
 
-logger = logging.getLogger(__name__)
+from ekiden.loggers import safe_logger
+
+logger = safe_logger(__name__)
 
 
 class Receiver(Protocol):

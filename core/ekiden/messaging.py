@@ -18,7 +18,6 @@ works as one that was just opened, and what the parent got is the parent's.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -30,6 +29,7 @@ from typing import Any, Self
 import msgspec
 
 from ekiden.errors import ConfigurationError, MessageError, MisuseError, TaskArgumentsError, TransportClosed
+from ekiden.loggers import safe_logger
 from ekiden.message import (
     DEFAULT_PRIORITY,
     RESERVED_HEADER_PREFIX,
@@ -46,7 +46,7 @@ from ekiden.message import (
 from ekiden.plugins import open_transport
 from ekiden.transport import Consumer, Listener, Transport
 
-logger = logging.getLogger("ekiden.messaging")
+logger = safe_logger("ekiden.messaging")
 
 CONTENT_TYPE = "content-type"
 JSON = "application/json"

@@ -10,10 +10,18 @@ import threading
 
 import msgspec
 
-from ekiden.results import Backend
+from ekiden.codec import UNREADABLE
+from ekiden.loggers import safe_logger
+from ekiden.results import Backend, Record
+
+logger = safe_logger("ekiden.worker")
 
 RATE_PREFIX = "rate/"
 AHEAD_SECONDS = 0.1
+CLOCKS_APART_SECONDS = 60.0
+LONGEST_WAIT_SECONDS = 86_400.0
+"""After so long it is asked again, even where the turn is later."""
+
 _KEPT_SECONDS = 3600.0
 
 
@@ -40,12 +48,26 @@ def grant(state: RateState, rate: float, count: int, now: float) -> tuple[RateSt
         next_start += interval
     next_turn = max(state.next_turn, next_start)
     while len(waits) < count:
-        waits.append(next_turn - now)
+        waits.append(min(next_turn - now, LONGEST_WAIT_SECONDS))
         next_turn += interval
     return RateState(next_start, next_turn), waits
 
 
 _decoder = msgspec.json.Decoder(RateState)
+
+
+def _state_in(record: Record, rate: float, now: float) -> RateState:
+    """What the record says. One that cannot be, or that cannot be read, is begun anew: the next write replaces it."""
+    try:
+        state = _decoder.decode(record.value)
+    except UNREADABLE as error:
+        logger.warning("the record %s is no state of a rate limit, and is begun anew: %s", record.key, error)
+        return RateState()
+    if state.next_start > now + AHEAD_SECONDS + 1.0 / rate + CLOCKS_APART_SECONDS:
+        # A start is granted ahead by this much at most; with a later one all calls would wait for that.
+        logger.warning("the record %s grants no start before %.0f, and is begun anew", record.key, state.next_start)
+        return RateState()
+    return RateState(state.next_start, min(state.next_turn, now + LONGEST_WAIT_SECONDS))
 
 
 class RateLimiter:
@@ -64,7 +86,7 @@ class RateLimiter:
         pause = threading.Event()
         while True:
             (record,) = self._backend.read([key])
-            state = RateState() if record is None else _decoder.decode(record.value)
+            state = RateState() if record is None else _state_in(record, rate, now)
             changed, waits = grant(state, rate, count, now)
             version = 0 if record is None else record.version
             kept = _KEPT_SECONDS + max(0.0, changed.next_turn - now)

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ekiden.codec import UNREADABLE
 from ekiden.errors import MessageError, NewerFormat
 from ekiden.message import MAX_QUEUE_NAME_LENGTH, REPLY_PREFIX, RESERVED_HEADER_PREFIX, Message
 from ekiden.results import StoredResult
@@ -74,7 +75,7 @@ def read_reply(body: bytes) -> list[StoredResult]:
     """The results that a reply tells. Raises MessageError for what is none, NewerFormat for one of a later version."""
     try:
         reply = _reply_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _unreadable(body, error) from error
     return [StoredResult(each.id, each.state, each.step, bytes(each.outcome), each.expires) for each in reply.results]
 
@@ -82,7 +83,7 @@ def read_reply(body: bytes) -> list[StoredResult]:
 def _unreadable(body: bytes, error: Exception) -> MessageError:
     try:
         version = msgspec.json.decode(body, type=_Version).v
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE:
         return MessageError(f"it is no reply: {error}")
     if version > FORMAT_VERSION:
         return NewerFormat(f"its format is {version}, and this process understands up to {FORMAT_VERSION}")

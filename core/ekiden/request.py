@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -100,11 +101,21 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         }
 
 
+MOST_CHILDREN = 1000
+"""A result knows so many of the tasks that its body and its ending sent: the first ones."""
+
+
 class Execution(msgspec.Struct):
     """A body that is running: its request, and the ids of the tasks it has sent so far. Owned by the running thread."""
 
     request: Request
     children: list[str]
+
+    def note_children(self, ids: Iterable[str]) -> None:
+        """The body has sent these tasks; no more than ``MOST_CHILDREN`` are kept."""
+        room = MOST_CHILDREN - len(self.children)
+        if room > 0:
+            self.children.extend(islice(ids, room))
 
 
 running: ContextVar[Execution | None] = ContextVar("ekiden_running", default=None)

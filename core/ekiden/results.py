@@ -6,7 +6,6 @@ for each. The conformance kit (``ekiden.testing.conformance``) checks what the d
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import msgspec
 
 from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
 from ekiden.errors import BackendRefused, ResultTimeout, TaskError
+from ekiden.loggers import safe_logger
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ekiden.transport import Transport
     from ekiden.urls import BrokerURL
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 R_co = TypeVar("R_co", covariant=True)
 Item = TypeVar("Item")

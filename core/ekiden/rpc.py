@@ -18,7 +18,6 @@ Replies may come late, twice or in another order than they were sent: a state ne
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
@@ -38,6 +37,7 @@ from ekiden.errors import (
     TransportError,
     UnknownResult,
 )
+from ekiden.loggers import safe_logger
 from ekiden.message import REPLY_PREFIX, Delivery, Ending
 from ekiden.replies import read_reply
 from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
@@ -45,7 +45,7 @@ from ekiden.states import is_final, may_follow
 from ekiden.transport import Consumer, Transport
 from ekiden.urls import BrokerURL
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 _AT_MOST = 500
 _PREFETCH = 1000

@@ -8,7 +8,6 @@ A message that was handed out before may have killed its worker: in a process of
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ekiden.body_process import BodyProcess, answer_ask
 from ekiden.errors import MisuseError, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from ekiden.execution import Terminated, finish, outcome_of, run, run_async
 from ekiden.job import Job, Work
+from ekiden.loggers import safe_logger
 from ekiden.options import publishing
 from ekiden.outcomes import Outcome, Postponed, Revoked
 from ekiden.pools import Alarm, ThreadBody, Watchdog
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ekiden.event_loop import EventLoop, Interruptible
 
-logger = logging.getLogger("ekiden.worker")
+logger = safe_logger("ekiden.worker")
 
 _STOP_THREADS_SECONDS = 0.5
 _NO_PROCESS_DELAY_SECONDS = 1.0
@@ -252,7 +252,7 @@ class Runner:
         execution = Execution(work.request, [])
         token = running.set(execution)
         try:
-            return finish(work.task, execution, outcome, error, time.monotonic() - began)
+            return finish(work.task, work.policy, execution, outcome, value=error, runtime=time.monotonic() - began)
         finally:
             running.reset(token)
 

@@ -119,7 +119,7 @@ class Settings:
         "Seconds for which a delivery is a worker's; renewed at a third while the task runs.",
     )
     result_expires: PositiveSeconds | None = setting(86400.0, "Seconds for which results are kept; `None` is for ever.")
-    result_max_bytes: Count = setting(4 * 1024 * 1024, "The largest encoded result; a larger one fails its task.")
+    result_max_bytes: Count = setting(5 * 1024 * 1024, "The largest encoded result; a larger one fails its task.")
     worker_queues: tuple[str, ...] = setting(
         (),
         "Queues that a worker serves; without any: every queue that the app's tasks and routes name.",

@@ -18,20 +18,22 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from ekiden.app import Ekiden
-from ekiden.codec import OutcomeRecord, encode_outcome, failure_record, type_name
-from ekiden.errors import BackendError, BrokerRefused, EkidenError, TransportError
-from ekiden.execution import Context, Verdict, keeps_result, verdict, wanted_reply_queue
+from ekiden.codec import FailureRecord, OutcomeRecord, encode_outcome, failure_record, type_name
+from ekiden.errors import BackendError, BackendRefused, BrokerRefused, EkidenError, MisuseError, TransportError
+from ekiden.execution import Context, Verdict, dead_letter, keeps_result, verdict, wanted_reply_queue
 from ekiden.job import Job
+from ekiden.loggers import safe_logger
 from ekiden.message import Ending, Settled, SettleOutcome, derived_id, new_id
-from ekiden.options import publishing
+from ekiden.options import Policy, publishing
 from ekiden.outcomes import Failed, Postponed, Rejected, Retried, SecondCopy, Succeeded, Unprocessable
 from ekiden.publisher import refusal
 from ekiden.replies import REPLY_TO_HEADER, reply_message
-from ekiden.results import Backend, StoredResult
+from ekiden.results import Backend, StoredResult, each_apart
+from ekiden.safe_text import block, text_of
 from ekiden.states import State
 from ekiden.transport import Consumer
 
-logger = logging.getLogger("ekiden.worker")
+logger = safe_logger("ekiden.worker")
 
 _AT_MOST = 1000
 _FIRST_PAUSE_SECONDS = 0.1
@@ -70,14 +72,16 @@ class _GiveBack(msgspec.Struct, frozen=True):
 class _Unsettled:
     """An ended job on its way: first its result is stored, then its delivery is ended.
 
-    ``replied``: the reply it owes, if any, has been sent, or is among ``publish``.
+    ``replied``: the reply it owes, if any, has been sent, or is among ``publish``. ``refusals`` counts how often the
+    broker did not take what follows, ``unstorable`` says that the store did not take its result: next is less.
     """
 
-    __slots__ = ("job", "publish", "refused", "replied", "stored", "verdict")
+    __slots__ = ("job", "publish", "refusals", "replied", "stored", "unstorable", "verdict")
 
-    def __init__(self, job: Job, found: Verdict) -> None:
+    def __init__(self, job: Job, found: Verdict, *, refusals: int = 0, unstorable: bool = False) -> None:
         self.job = job
-        self.refused = False
+        self.refusals = refusals
+        self.unstorable = unstorable
         self.verdict = found
         self.stored = found.result is None
         self.replied = found.reply is None
@@ -231,8 +235,7 @@ class Settler:
         policy = None if job.work is None else job.work.policy
         try:
             found = verdict(job.delivery, job.call, policy, job.outcome, context)
-        except EkidenError as error:
-            # What is linked, or the next try, cannot be sent (a queue name that cannot be): the call itself has ended.
+        except Exception as error:  # noqa: BLE001 - whatever a call holds is its own trouble
             found = self._unsendable(job, error, context)
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
@@ -241,11 +244,19 @@ class Settler:
             logger.debug("%s succeeded in %.3f s", job, job.outcome.runtime or 0.0)
 
     def _unsendable(self, job: Job, error: Exception, context: Context) -> Verdict:
-        """The verdict on a call from which something follows that can never be sent."""
-        policy = None if job.work is None else job.work.policy
+        """The verdict on a call from which something follows that can never be sent: a queue name that cannot be.
+
+        The call itself has failed. Raises nothing, whatever it holds.
+        """
+        if not isinstance(error, EkidenError):
+            logger.error("%s: what follows from it cannot be written", job, exc_info=error)
         unlinked = None if job.call is None else msgspec.structs.replace(job.call, on_success=(), on_error=())
         job.outcome = Unprocessable(failure_record(error, None))
-        return verdict(job.delivery, unlinked, policy, job.outcome, context)
+        try:
+            return verdict(job.delivery, unlinked, _policy_of(job), job.outcome, context)
+        except Exception:
+            logger.exception("%s cannot be buried, and is set aside for %d s", job, _REFUSED_DELAY_SECONDS)
+            return Verdict(release=_REFUSED_DELAY_SECONDS)
 
     def _has_work(self) -> bool:
         return bool(self._unsettled or self._giving_back or self._firsts or self._starts)
@@ -281,16 +292,51 @@ class Settler:
         results = [result for _, result in started]
         storing = [each for each in self._unsettled if not each.stored and not each.job.lost]
         results += [each.verdict.result for each in storing if each.verdict.result is not None]
+        refused = {}
         if results and self._backend is not None:
-            self._backend.put(results)
+            try:
+                self._backend.put(results)
+            except BackendRefused:
+                refused = self._store_apart(self._backend, results)
         if started:
             self._tell_started(started)
         self._starts.clear()
         for each in storing:
             each.stored = True
+        if refused:
+            for each in storing:
+                if each.verdict.result is not None and id(each.verdict.result) in refused:
+                    self._store_less_of(each, refused[id(each.verdict.result)])
+            self._store()
+            return
         replying = [each for each in self._unsettled if not each.replied and not each.job.lost]
         if replying:
             self._reply(replying)
+
+    def _store_apart(self, backend: Backend, results: list[StoredResult]) -> dict[int, BackendRefused]:
+        """Store what the store takes, and return its refusals by the ``id()`` of what it will never take."""
+        answers = zip(results, each_apart(backend.put, results), strict=True)
+        refused = {id(result): answer for result, answer in answers if isinstance(answer, BackendRefused)}
+        for result in results:
+            if id(result) in refused and result.state == State.STARTED:
+                logger.error("the store does not take that %s has started: %s", result.task_id, refused[id(result)])
+        return refused
+
+    def _store_less_of(self, each: _Unsettled, refusal_: BackendRefused) -> None:
+        """The store will never take this result: the call has failed. If it takes not even that, nothing is stored."""
+        if each.unstorable:
+            logger.error("%s: nothing can be stored of how it ended: %s", each.job, refusal_)
+            each.verdict = msgspec.structs.replace(each.verdict, result=None)
+            return
+        failure = failure_record(MisuseError(f"its result cannot be stored: {text_of(refusal_)}"), None)
+        each.job.outcome = Unprocessable(failure) if each.job.work is None else Failed(failure)
+        _log_outcome(each.job)
+        context = self._context()
+        try:
+            found = verdict(each.job.delivery, each.job.call, _policy_of(each.job), each.job.outcome, context)
+        except Exception as error:  # noqa: BLE001 - as above
+            found = self._unsendable(each.job, error, context)
+        self._unsettled[self._unsettled.index(each)] = _Unsettled(each.job, found, unstorable=True)
 
     def _started_result(self, job: Job) -> StoredResult:
         assert job.call is not None
@@ -376,10 +422,14 @@ class Settler:
         answers = self._consumer.settle([Ending(each.job.delivery, each.publish) for each in settling])
         ended = set()
         refused = False
+        trouble: TransportError | None = None
         for each, answer in zip(settling, answers, strict=True):
             if answer.outcome is SettleOutcome.FAILED:
-                if isinstance(answer.error, BrokerRefused):
-                    self._publish_no_more_of(each, answer.error)
+                if isinstance(answer.error, TransportError) and not isinstance(answer.error, BrokerRefused):
+                    trouble = answer.error
+                else:
+                    # Refused; or an error that says nothing of the broker, so it is about what was to be published.
+                    self._publish_less_of(each, answer.error)
                     refused = True
                 continue
             ended.add(id(each))
@@ -388,7 +438,8 @@ class Settler:
             else:
                 self._held.pop(id(each.job), None)
         self._unsettled = [each for each in self._unsettled if id(each) not in ended]
-        _raise_failed(each for each in answers if not isinstance(each.error, BrokerRefused))
+        if trouble is not None:
+            raise trouble
         if refused:
             self._store()
             self._settle()
@@ -400,26 +451,34 @@ class Settler:
                 answers = self._app.publisher.publish(each.publish, how)
                 error = refusal(each.publish, answers)
                 if isinstance(error, BrokerRefused):
-                    self._publish_no_more_of(each, error)
+                    self._publish_less_of(each, error)
                     continue
                 if error is not None:
                     raise error
             self._unsettled.remove(each)
             self._held.pop(id(each.job), None)
 
-    def _publish_no_more_of(self, each: _Unsettled, error: BrokerRefused) -> None:
-        """The broker will never take what follows: a copy goes to the dead letters instead, if it takes that."""
-        if each.refused:
-            logger.error("%s: the broker takes no copy of it for the dead letters: %s", each.job, error)
-            release = None if each.job.settled else _REFUSED_DELAY_SECONDS
-            each.verdict = Verdict(release=release)
+    def _publish_less_of(self, each: _Unsettled, error: Exception | None) -> None:
+        """The broker will never take what follows: a copy goes to the dead letters instead, if it takes that.
+
+        Else a copy without the message's own headers; and what it does not take even so, it is to keep for a while.
+        """
+        job = each.job
+        if each.refusals == 0:
+            logger.error("%s goes to the dead letters: the broker does not take what follows: %s", job, error)
+            # A success that is stored already stays one; a next try that never comes is a failure.
+            trouble = error or BrokerRefused("the broker does not take what follows")
+            instead = _Unsettled(job, self._unsendable(job, trouble, self._context()), refusals=1)
+            self._unsettled[self._unsettled.index(each)] = instead
+        elif each.refusals == 1:
+            logger.error("%s: the broker takes no copy of it for the dead letters: %s", job, error)
+            failure = failure_record(error or BrokerRefused("the broker does not take its dead letter"), None)
+            each.refusals = 2
+            each.publish = (dead_letter(job.delivery, failure, time.time(), bare=True),)
+        else:
+            logger.error("%s cannot be buried, and is set aside for %d s: %s", job, _REFUSED_DELAY_SECONDS, error)
+            each.verdict = Verdict(release=None if job.settled else _REFUSED_DELAY_SECONDS)
             each.publish = ()
-            return
-        logger.error("%s goes to the dead letters: the broker does not take what follows: %s", each.job, error)
-        # A success that is stored already stays one; a next try that never comes is a failure.
-        instead = _Unsettled(each.job, self._unsendable(each.job, error, self._context()))
-        instead.refused = True
-        self._unsettled[self._unsettled.index(each)] = instead
 
     def _release(self) -> None:
         for giving_back in list(self._giving_back):
@@ -475,14 +534,18 @@ class Settler:
         )
 
 
+def _policy_of(job: Job) -> Policy | None:
+    return None if job.work is None else job.work.policy
+
+
 def _keeps_result(job: Job) -> bool:
-    return job.call is not None and keeps_result(job.call, None if job.work is None else job.work.policy)
+    return job.call is not None and keeps_result(job.call, _policy_of(job))
 
 
 def _reply_queue(job: Job) -> str | None:
     if job.call is None or REPLY_TO_HEADER not in job.delivery.message.headers:
         return None
-    return wanted_reply_queue(job.delivery.message, job.call, None if job.work is None else job.work.policy)
+    return wanted_reply_queue(job.delivery.message, job.call, _policy_of(job))
 
 
 def _raise_failed(answers: Iterable[Settled]) -> None:
@@ -503,7 +566,7 @@ def _log_outcome(job: Job) -> None:
             if expected:
                 logger.info("%s failed as declared: %s: %s", job, failure.type, failure.message)
             else:
-                logger.error("%s failed: %s: %s\n%s", job, failure.type, failure.message, failure.traceback or "")
+                _log_failure(job, failure)
         case Unprocessable(failure=failure):
             logger.warning("%s goes to the dead letters: %s", job, failure.message)
         case Rejected(reason=reason, requeue=requeue):
@@ -514,6 +577,13 @@ def _log_outcome(job: Job) -> None:
             logger.debug("%s is given back for %.1f s: %s", job, delay, reason)
         case other:
             logger.info("%s: %s", job, type(other).__name__)
+
+
+def _log_failure(job: Job, failure: FailureRecord) -> None:
+    if failure.traceback:
+        logger.error("%s failed: %s: %s\n%s", job, failure.type, failure.message, block(failure.traceback))
+    else:
+        logger.error("%s failed: %s: %s", job, failure.type, failure.message)
 
 
 def _is_expected(name: str, kinds: tuple[type[BaseException], ...]) -> bool:

@@ -12,7 +12,6 @@ process's deliveries come back as soon as its successor opens.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -29,10 +28,11 @@ from types import FrameType
 import msgspec
 
 from ekiden.errors import ConfigurationError
+from ekiden.loggers import safe_logger
 from ekiden.plan import END_AT_ONCE, EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions, exit_text
 from ekiden.spawning import deaf_to
 
-logger = logging.getLogger("ekiden.supervisor")
+logger = safe_logger("ekiden.supervisor")
 
 _AT_ONCE_SECONDS = 2.0
 _GRACE_MARGIN_SECONDS = 5.0

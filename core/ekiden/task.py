@@ -44,14 +44,17 @@ from ekiden.replies import REPLY_TO_HEADER, reply_message, wanted_results
 from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, StoredResult
 from ekiden.retry import retry_delay, tries_left
+from ekiden.safe_text import repr_of, text_of
 from ekiden.settings import Settings
 from ekiden.signature import Call, Sender, Signature, check_links, seconds_until
+from ekiden.states import State
 from ekiden.transport import Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _BATCH_SIZE = 500
+_LONGEST_STATE = 100
 _HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 _DIRECT = Request(Call(task="", id="", sent=0.0), called_directly=True)
 
@@ -375,14 +378,17 @@ class Task(Generic[P, R]):
     def update_state(self, task_id: str | None = None, state: str = "PROGRESS", meta: Any = None) -> None:
         """Tell whoever asks for the result how far it is: ``state`` and ``meta`` become its state and result.
 
-        Of another task (``task_id``) it can only be told where results are stored.
+        ``state`` is a word of at most 100 characters, ``meta`` what a result may be. Of another task (``task_id``) it
+        can only be told where results are stored.
         """
+        _check_state(self.name, state)
+        value = _told_value(self.name, meta, self.app.conf.result_max_bytes)
         request = self.request
         target = task_id or (None if request.called_directly else request.id)
         if target is None:
             raise MisuseError(f"{self.name}.update_state() outside a running task needs a task_id.")
         record = OutcomeRecord(
-            value=msgspec.Raw(encode_value(meta)),
+            value=value,
             task=self.name,
             worker=request.hostname,
             queue=request.queue,
@@ -441,6 +447,28 @@ class _LateSender:
 
     def __repr__(self) -> str:
         return f"<sender of {self._task.name}>"
+
+
+def _check_state(task_name: str, state: object) -> None:
+    if type(state) is State:
+        return
+    if type(state) is not str or not 0 < len(state) <= _LONGEST_STATE or not state.isprintable():
+        raise MisuseError(
+            f"{task_name}.update_state(): a state is text of 1 to {_LONGEST_STATE} printable characters, not "
+            f"{repr_of(state)[:_LONGEST_STATE]}."
+        )
+
+
+def _told_value(task_name: str, meta: object, most_bytes: int) -> msgspec.Raw:
+    try:
+        body = encode_value(meta)
+    except (TypeError, ValueError) as error:
+        raise MisuseError(f"{task_name}.update_state(): its meta cannot be stored: {text_of(error)}.") from error
+    if len(body) > most_bytes:
+        raise MisuseError(
+            f"{task_name}.update_state(): its meta has {len(body)} bytes; result_max_bytes allows {most_bytes}."
+        )
+    return msgspec.Raw(body)
 
 
 def options_of(signature: Signature) -> dict[str, Any]:
@@ -555,7 +583,7 @@ def _check_and_note(messages: Sequence[Message], answers: Sequence[Published]) -
         raise error
     execution = running.get()
     if execution is not None:
-        execution.children.extend(message.id for message in messages)
+        execution.note_children(message.id for message in messages)
     if hooks.after_task_publish.receivers:
         for message in messages:
             _signal(hooks.after_task_publish, message)

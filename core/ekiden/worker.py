@@ -15,7 +15,6 @@ follows how fast they are worked off.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
 import socket
@@ -34,6 +33,7 @@ from ekiden.control import HeardRevocations, revocations
 from ekiden.control_listener import ControlListener
 from ekiden.errors import (
     BackendError,
+    BackendRefused,
     ConfigurationError,
     MessageError,
     NewerFormat,
@@ -42,20 +42,21 @@ from ekiden.errors import (
     WorkerLostError,
 )
 from ekiden.job import Job, Work, signal_revoked
+from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery
 from ekiden.options import Policy, check_queue_name
 from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
 from ekiden.plan import WorkerOptions
 from ekiden.ratelimit import RateLimiter
 from ekiden.request import Request
-from ekiden.results import Backend, BeginOutcome, Start
+from ekiden.results import Backend, BeginOutcome, Start, each_apart
 from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
 from ekiden.task import Task
 from ekiden.transport import Consumer
 
-logger = logging.getLogger("ekiden.worker")
+logger = safe_logger("ekiden.worker")
 
 _RECEIVE_SECONDS = 1.0
 _BURST_RECEIVE_SECONDS = 0.1
@@ -402,9 +403,15 @@ class _Receiver:
     def _take(self, deliveries: Sequence[Delivery]) -> BackendError | None:
         """Start or end each of ``deliveries``; or say why those that should start were given back."""
         now, taken = time.time(), time.monotonic()
-        jobs = [self._job(delivery, now, taken) for delivery in deliveries]
-        for job in jobs:
+        jobs = []
+        for delivery in deliveries:
+            try:
+                job = self._job(delivery, now, taken)
+            except Exception as error:  # what a message holds is its own trouble, whatever it is
+                logger.exception("message %s cannot be read", delivery.message.id)
+                job = Job(delivery, taken=taken, outcome=Unprocessable(failure_record(error, None)))
             self._held[id(job)] = job
+            jobs.append(job)
         runnable = [(job, job.work) for job in jobs if job.outcome is None and job.work is not None]
         trouble = None
         try:
@@ -487,11 +494,11 @@ class _Receiver:
         if not fenced:
             return
         expires = self._app.conf.result_expires
-        begun = self._backend.begin(
-            [Start(work.call.id, work.call.retries, job.delivery.message.id, expires) for job, work in fenced]
-        )
-        for (job, _), answer in zip(fenced, begun, strict=True):
-            if answer.outcome is BeginOutcome.SECOND_COPY:
+        starts = [Start(work.call.id, work.call.retries, job.delivery.message.id, expires) for job, work in fenced]
+        for (job, _), answer in zip(fenced, each_apart(self._backend.begin, starts), strict=True):
+            if isinstance(answer, BackendRefused):
+                job.outcome = Unprocessable(failure_record(answer, None))
+            elif answer.outcome is BeginOutcome.SECOND_COPY:
                 job.outcome = SecondCopy()
             elif answer.outcome is BeginOutcome.ENDED and answer.result is not None:
                 job.outcome = AlreadyEnded(answer.result.state, answer.result.body)

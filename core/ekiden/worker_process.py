@@ -23,12 +23,13 @@ import msgspec
 from ekiden import plugins
 from ekiden.app import Ekiden, load_app
 from ekiden.errors import ConfigurationError, EkidenError
+from ekiden.loggers import safe_logger
 from ekiden.logs import configure_logging
 from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan, WorkerOptions
 from ekiden.spawning import ignore_interrupts, obey
 from ekiden.worker import Worker
 
-logger = logging.getLogger("ekiden.worker")
+logger = safe_logger("ekiden.worker")
 
 _BEAT_SECONDS = 1.0
 _EXIT_SECONDS = 3.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from ekiden.errors import BackendError, BackendRefused
 from ekiden.memory.options import MemoryOptions
@@ -27,7 +28,8 @@ class MemoryBackend(Backend):
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
         store = self._opened(result.task_id for result in results)
         for result in results:
-            self._refuse_large(result.body)
+            if len(result.body) > self._largest:
+                self._refuse(result.body)
         with store.lock:
             answers = [store.put(result) for result in results]
             store.call({result.task_id for result in results if is_final(result.state)})
@@ -73,7 +75,8 @@ class MemoryBackend(Backend):
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
         store = self._opened((join_id, member))
-        self._refuse_large(outcome)
+        if len(outcome) > self._largest:
+            self._refuse(outcome)
         with store.lock:
             arrived = store.joins.get(join_id) or {}
             arrived.setdefault(member, outcome)
@@ -90,7 +93,8 @@ class MemoryBackend(Backend):
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
         store = self._opened((key,))
-        self._refuse_large(value or b"")
+        if value is not None and len(value) > self._largest:
+            self._refuse(value)
         with store.lock:
             record = store.records.get(key)
             version = record.version if record is not None else 0
@@ -119,12 +123,13 @@ class MemoryBackend(Backend):
     def _opened(self, texts: Iterable[str]) -> Store:
         if self._closed:
             raise BackendError(f"The result backend memory://{self._name} was closed here; open it again.")
-        refuse_unstorable(texts)
+        for text in texts:
+            if not text.isascii() or "\0" in text:
+                refuse_unstorable((text,))
         return self._store
 
-    def _refuse_large(self, value: bytes) -> None:
-        if len(value) > self._largest:
-            raise BackendRefused(
-                f"memory://{self._name} takes no value of {len(value)} bytes; its option max_value_bytes allows "
-                f"{self._largest}."
-            )
+    def _refuse(self, value: bytes) -> NoReturn:
+        raise BackendRefused(
+            f"memory://{self._name} takes no value of {len(value)} bytes; its option max_value_bytes allows "
+            f"{self._largest}."
+        )
