@@ -19,6 +19,7 @@ import ekiden
 import msgspec
 from ekiden import Ekiden, memory, options, plugins, signals
 from ekiden import settings as app_settings
+from ekiden.celery_settings import settings_of_celery as celery_settings_here
 from ekiden.cli import ekiden as command_line
 from ekiden.hooks import ALL
 from ekiden.memory import MemoryBackend, MemoryConsumer, MemoryTransport
@@ -49,11 +50,7 @@ def task_options() -> str:
 
 def celery_settings() -> str:
     """Celery's settings that mean the same under their name or another, and what stands for those that do not."""
-    same = sorted(_SAME_AS_CELERYS)
-    rows = [(f"`{name}`", "the same") for name in same]
-    rows += [(f"`{name}`", f"`{ours}`") for name, ours in app_settings._SAME_MEANING.items()]
-    rows += [("`task_acks_late`", "`task_acks`: `True` is `late`, `False` is `early`")]
-    rows += [(f"`{name}`", _sentence(advice)) for name, advice in sorted(app_settings._INSTEAD.items())]
+    rows = [(f"`{name}`", _sentence(here)) for name, here in celery_settings_here()]
     return _table(("Celery", "ekiden"), rows)
 
 
@@ -110,22 +107,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "transports": transports,
     "url-options": url_options,
 }
-
-_SAME_AS_CELERYS = (
-    "broker_url",
-    "include",
-    "result_backend",
-    "result_expires",
-    "task_default_priority",
-    "task_default_queue",
-    "task_default_rate_limit",
-    "task_ignore_result",
-    "task_publish_retry",
-    "task_routes",
-    "task_soft_time_limit",
-    "task_time_limit",
-    "task_track_started",
-)
 
 _SCHEMES = ("memory", "sqlite", "redis", "amqp", "mongodb", "couchdb")
 """One for each transport of this repository."""

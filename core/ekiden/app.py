@@ -36,15 +36,17 @@ from ekiden.modules import (
     import_object,
     import_related,
     is_module,
+    places_of,
     project_root,
     public_values,
     real_module_name,
 )
-from ekiden.options import Policy, Sending, call_options, merge, policy, read_route
+from ekiden.options import Policy, Sending, call_options, merge, policy
 from ekiden.publisher import Publisher
 from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, StoredResult
-from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, translated_setting
+from ekiden.routes import queues_named
+from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, only_settings, translated_setting
 from ekiden.signature import Signature
 from ekiden.states import State
 from ekiden.task import Task, TaskApp, compose, options_of, send
@@ -180,7 +182,7 @@ class Ekiden(TaskSet):
     ) -> AsyncResult[Any]:
         """Send a call of a task by its name, known here or not; ``options`` are those of ``apply_async``."""
         task = self.find_task(name)
-        declared = task.options if task else None
+        declared = task.declared(self.conf) if task else None
         checked = call_options(name, options)
         message = compose(self.conf, name, declared, args=args, kwargs=kwargs or {}, options=checked)
         return send(self, message, checked, declared)
@@ -330,21 +332,18 @@ class Ekiden(TaskSet):
 
     def policy(self, task: Task[..., Any]) -> Policy:
         """A task's options with the settings merged in."""
-        return policy(self.conf, task.options)
+        return policy(self.conf, task.declared(self.conf))
 
     def route(self, task_name: str, queue: str | None, priority: int | None) -> Sending:
         """Where a call of a task goes."""
         task = self.find_task(task_name)
-        return merge(self.conf, task_name, task.options if task else None, queue, priority)
+        return merge(self.conf, task_name, task.declared(self.conf) if task else None, queue, priority)
 
     def queues(self) -> list[str]:
         """Every queue that the settings, routes and tasks of this app name, sorted."""
         names = {self.conf.task_default_queue}
         names.update(self.route(name, None, None).queue for name in self.tasks)
-        for pattern, target in self.conf.task_routes.items():
-            queue = read_route(pattern, target).queue
-            if queue is not None:
-                names.add(queue)
+        names.update(queues_named(self.conf.task_routes))
         return sorted(names)
 
     def apply_message(self, message: Message) -> StoredResult:
@@ -379,14 +378,17 @@ class Ekiden(TaskSet):
         """Take settings from a module, class, mapping or other object, or its import path (``"shop.settings"``).
 
         With ``namespace`` (such as ``"EKIDEN"``) only names that begin with it and an underscore, without that prefix.
-        Raises ConfigurationError for settings that do not exist or fit.
+        Names of a program's own are left alone: those that no setting has, here or in Celery, and that look like none.
+        Raises one ConfigurationError that names all settings that cannot be taken, and where they stand.
         """
-        found = import_object(source) if isinstance(source, str) else source
+        found = import_object(source, f"config_from_object({source!r})") if isinstance(source, str) else source
         values = dict(found) if isinstance(found, Mapping) else public_values(found)
         if namespace:
             prefix = f"{namespace}_".upper()
-            values = {name[len(prefix) :]: value for name, value in values.items() if name.upper().startswith(prefix)}
-        self.conf.update({name.lower(): value for name, value in values.items()})
+            values = {name: value for name, value in values.items() if name.upper().startswith(prefix)}
+        if namespace or not isinstance(found, Mapping):
+            values = only_settings(values, namespace)
+        self.conf.assign(values, places_of(found, values), namespace=namespace)
 
     def _read_project_settings(self) -> None:
         path = self.project_root / "pyproject.toml"
@@ -408,8 +410,9 @@ class Ekiden(TaskSet):
         for variable, text in os.environ.items():
             if variable.startswith(ENVIRONMENT_PREFIX):
                 try:
-                    name, _ = translated_setting(variable.removeprefix(ENVIRONMENT_PREFIX), text)
-                    setattr(self.conf, name, checked_setting(name, text, from_text=True))
+                    known = translated_setting(variable.removeprefix(ENVIRONMENT_PREFIX), text)
+                    if known is not None:
+                        setattr(self.conf, known[0], checked_setting(*known, from_text=True))
                 except ConfigurationError as error:
                     raise ConfigurationError(f"environment variable {variable}: {error}") from error
 

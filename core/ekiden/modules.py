@@ -60,10 +60,35 @@ def is_body_process() -> bool:
     return spec is not None and spec.name == "ekiden.body_process"
 
 
-def import_object(path: str) -> object:
+def import_object(path: str, wanted_by: str) -> object:
+    """What ``MODULE``, or ``MODULE:ATTRIBUTE``, names. Raises ConfigurationError in one sentence."""
     module_name, colon, attribute = path.partition(":")
-    module = import_module(module_name, f"config_from_object({path!r})")
+    module = import_module(module_name, wanted_by)
+    if colon and not hasattr(module, attribute):
+        raise ConfigurationError(f"{wanted_by}: the module {module_name!r} has no {attribute!r}.")
     return getattr(module, attribute) if colon else module
+
+
+def places_of(source: object, names: Iterable[str]) -> dict[str, str]:
+    """Where a module or class assigns these names, as ``file:line``; none for what its source does not show."""
+    import ast  # only for programs that load settings from a module
+
+    module = sys.modules.get(source.__module__) if isinstance(source, type) else source
+    file = getattr(module, "__file__", None)
+    if not isinstance(module, ModuleType) or not file:
+        return {}
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    wanted = set(names)
+    return {
+        target.id: f"{file}:{node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name) and target.id in wanted
+    }
 
 
 def public_values(source: object) -> dict[str, object]:

@@ -8,7 +8,6 @@ Policy        what a worker needs to know of a task, settings merged in
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +19,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from ekiden.errors import ConfigurationError, TaskArgumentsError
 from ekiden.message import (
-    DEAD_SUFFIX,
     HIGHEST_PRIORITY,
     LOWEST_PRIORITY,
-    MAX_QUEUE_NAME_LENGTH,
-    REPLY_PREFIX,
     RESERVED_HEADER_PREFIX,
     HeaderValue,
 )
+from ekiden.routes import check_priority, check_queue_name, find_route
 
 if TYPE_CHECKING:
     from ekiden.settings import Settings
@@ -38,7 +35,8 @@ Count = Annotated[int, Meta(ge=1)]
 Priority = Annotated[int, Meta(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Acks = Literal["late", "early"]
 PoolName = Literal["thread", "process"]
-Routes = Mapping[str, str | Mapping[str, Any]]
+Annotations = Mapping[str, Mapping[str, Any]]
+"""The setting ``task_annotations``: options of tasks by their names, and of all tasks by ``*``."""
 
 
 # Tasks.
@@ -116,6 +114,33 @@ def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions
     if options.rate_limit is not UNSET and options.rate_limit is not None:
         rate_per_second(options.rate_limit)
     return options
+
+
+def read_annotations(given: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Annotations:
+    """Check ``task_annotations``. Raises ConfigurationError that names the entry."""
+    merged: dict[str, Mapping[str, Any]] = {}
+    for each in [given] if isinstance(given, Mapping) else given:
+        if not isinstance(each, Mapping):
+            raise ConfigurationError(f"task_annotations: {each!r} is no mapping of task names to options.")
+        for name, said in each.items():
+            if not isinstance(said, Mapping):
+                raise ConfigurationError(f"task_annotations[{name!r}]: {said!r} is no mapping of options.")
+            try:
+                declared_options(name, said)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"task_annotations: {error}") from error
+            merged[name] = {**merged.get(name, {}), **said}
+    return merged
+
+
+def annotated(annotations: Annotations, task_name: str, options: TaskOptions) -> TaskOptions:
+    """A task's options with what ``task_annotations`` says of it, and of all tasks, instead."""
+    said = {**annotations.get("*", {}), **annotations.get(task_name, {})}
+    if not said:
+        return options
+    checked = declared_options(task_name, said)
+    names = {"acks" if name == "acks_late" else name for name in said}
+    return msgspec.structs.replace(options, **{name: getattr(checked, name) for name in names})
 
 
 def options_of_class(kind: type, below: type) -> dict[str, object]:
@@ -264,13 +289,19 @@ class Sending(msgspec.Struct, frozen=True):
     priority_from: str
 
 
-def merge(
-    settings: Settings, task_name: str, task: TaskOptions | None, queue: str | None, priority: int | None
+def merge(  # noqa: PLR0917 - a keyword costs time, and each call comes here
+    settings: Settings,
+    task_name: str,
+    task: TaskOptions | None,
+    queue: str | None,
+    priority: int | None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Sending:
     """Where a call of ``task_name`` goes: the call's own word, then a route, then the task's, then the setting."""
     queue_from = priority_from = "this call"
     if queue is None or priority is None:
-        route = find_route(settings.task_routes, task_name) if settings.task_routes else None
+        route = find_route(settings.task_routes, task_name, args, kwargs) if settings.task_routes else None
         if queue is None:
             if route is not None and route.queue is not None:
                 queue, queue_from = route.queue, f"the route {route.pattern!r}"
@@ -286,45 +317,6 @@ def merge(
             else:
                 priority, priority_from = settings.task_default_priority, "the setting task_default_priority"
     return Sending(queue, priority, queue_from, priority_from)
-
-
-class Route(msgspec.Struct, frozen=True):
-    """One entry of ``task_routes``, read."""
-
-    pattern: str
-    queue: str | None = None
-    priority: int | None = None
-
-
-def read_route(pattern: str, target: str | Mapping[str, Any]) -> Route:
-    """Check one entry of ``task_routes``. Raises ConfigurationError that names the entry."""
-    if isinstance(target, str):
-        target = {"queue": target}
-    unknown = set(target) - {"queue", "priority"}
-    if unknown:
-        raise ConfigurationError(
-            f"task_routes[{pattern!r}]: there is no {sorted(unknown)[0]!r}; a route is a queue name, or has queue and "
-            "priority."
-        )
-    try:
-        route = msgspec.convert({**target, "pattern": pattern}, Route)
-        if route.priority is not None:
-            check_priority(route.priority)
-        if route.queue is not None:
-            check_queue_name(route.queue)
-    except (msgspec.ValidationError, ConfigurationError) as error:
-        raise ConfigurationError(f"task_routes[{pattern!r}]: {error}") from error
-    return route
-
-
-def find_route(routes: Routes, task_name: str) -> Route | None:
-    """The route for a task: its exact name, else the first glob that fits, else None."""
-    if task_name in routes:
-        return read_route(task_name, routes[task_name])
-    for pattern, target in routes.items():
-        if fnmatch.fnmatchcase(task_name, pattern):
-            return read_route(pattern, target)
-    return None
 
 
 # Publishing.
@@ -453,7 +445,6 @@ def _said(by_task: Any, by_settings: Any) -> Any:
 
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*([smhd]))?\s*\Z")
 _RATE_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LEGAL_QUEUE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\\s,>]+\Z")
 
 
 def rate_per_second(limit: object) -> float:
@@ -464,36 +455,6 @@ def rate_per_second(limit: object) -> float:
     if match is None or float(match[1]) == 0:
         raise ConfigurationError(f"{limit!r} is not a rate limit; write 10/s, 100/m, 5/h, 1/d or a number per second.")
     return float(match[1]) / _RATE_SECONDS[match[2] or "s"]
-
-
-def check_queue_name(name: object) -> None:
-    """Raise ConfigurationError for what no broker could call a queue."""
-    longest = MAX_QUEUE_NAME_LENGTH - len(DEAD_SUFFIX)
-    if not isinstance(name, str) or not _LEGAL_QUEUE_NAME.match(name) or len(name) > longest:
-        raise ConfigurationError(
-            f"{name!r} is not a queue name: it must be 1 to {longest} characters without spaces, slashes, commas or >."
-        )
-    if name.endswith(DEAD_SUFFIX):
-        raise ConfigurationError(
-            f"{name!r} is not a queue for tasks: it holds dead letters; `ekiden dead retry` sends them back."
-        )
-    if name.startswith(REPLY_PREFIX):
-        raise ConfigurationError(
-            f"{name!r} is not a queue for tasks: {REPLY_PREFIX}* queues vanish with their consumer."
-        )
-
-
-def check_priority(priority: object) -> None:
-    """Raise ConfigurationError unless ``priority`` is a whole number from 0 to 9."""
-    if (
-        isinstance(priority, bool)
-        or not isinstance(priority, int)
-        or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY
-    ):
-        raise ConfigurationError(
-            f"{priority!r} is not a priority; it must be a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} "
-            "(most urgent)."
-        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, get_type_hints
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -18,18 +19,18 @@ from ekiden.message import (
 )
 from ekiden.options import (
     Acks,
+    Annotations,
     Count,
     PoolName,
     PositiveSeconds,
     Priority,
-    Routes,
     Seconds,
-    check_queue_name,
     did_you_mean,
     rate_per_second,
+    read_annotations,
     read_publish_retry_policy,
-    read_route,
 )
+from ekiden.routes import check_queue_name, check_routes
 
 ENVIRONMENT_PREFIX = "EKIDEN_"
 
@@ -50,6 +51,8 @@ class Settings:
     assigns to ``app.conf`` or loads with ``config_from_object``.
     """
 
+    taken_for_granted: dict[str, object] = field(default_factory=dict, repr=False)
+
     broker_url: str | None = setting(None, "The broker. Without one: a SQLite file in `.ekiden/` of the project.")
     result_backend: str | None = setting(
         None,
@@ -61,10 +64,16 @@ class Settings:
         "The queue of calls that neither the call, a route nor the task sends elsewhere.",
     )
     task_default_priority: Priority = setting(DEFAULT_PRIORITY, "0 to 9; 9 is most urgent.")
-    task_routes: Routes = setting(
+    task_routes: Any = setting(
         {},
-        'Task names or globs, each to a queue name or `{"queue": ..., "priority": ...}`. An exact name wins, '
-        "then the first glob that fits.",
+        'Task names, globs or compiled patterns, each to a queue name or `{"queue": ..., "priority": ...}`. An exact '
+        "name wins, then the first pattern that fits. Or a list of such mappings, pairs and functions: the first that "
+        "answers wins. A route wins over the task's declaration.",
+    )
+    task_annotations: Annotations = setting(
+        {},
+        'Options for tasks that are declared elsewhere: `{"shop.mail": {"rate_limit": "10/s"}, "*": {...}}`. They win '
+        "over the declaration.",
     )
     task_ignore_result: bool = setting(False, "Store no results, except of tasks that say `ignore_result=False`.")
     task_track_started: bool = setting(False, "Also store when a task starts (state STARTED).")
@@ -144,129 +153,125 @@ class Settings:
     )
 
     def __setattr__(self, name: str, value: object) -> None:
-        known_name, known_value = translated_setting(name, value)
-        object.__setattr__(self, known_name, checked_setting(known_name, known_value))
+        if name == "taken_for_granted":
+            object.__setattr__(self, name, value)
+            return
+        found = translated_setting(name, value)
+        if found is None:
+            self.taken_for_granted[name.lower()] = value
+        else:
+            known_name, known_value = found
+            object.__setattr__(self, known_name, checked_setting(known_name, known_value))
+
+    if not TYPE_CHECKING:  # a type checker is to report a name that is no setting
+
+        def __getattr__(self, name: str) -> object:
+            return self._celerys(name)
+
+    def _celerys(self, name: str) -> object:
+        """The value of a setting of Celery's. Raises AttributeError that says what ekiden has instead."""
+        if name.startswith("_") or name == "taken_for_granted" or name in _SETTING_TYPES:
+            raise AttributeError(name)
+        lowered = name.lower()
+        if lowered in self.taken_for_granted:
+            return self.taken_for_granted[lowered]
+        if lowered == "task_acks_late":
+            return self.task_acks == "late"
+        try:
+            found = translated_setting(name, None)
+        except ConfigurationError as error:
+            raise AttributeError(str(error)) from None
+        if found is None:
+            raise AttributeError(f"the setting {name!r} has not been assigned; ekiden does not need it")
+        value: object = getattr(self, found[0])
+        return value
+
+    def __getitem__(self, name: str) -> object:
+        try:
+            return getattr(self, name)
+        except AttributeError as error:
+            raise KeyError(str(error)) from None
+
+    def __setitem__(self, name: str, value: object) -> None:
+        setattr(self, name, value)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and hasattr(self, name)
+
+    def get(self, name: str, default: object = None) -> object:
+        """The value of a setting, or ``default`` for one that ekiden does not have or that was not assigned."""
+        return getattr(self, name, default)
 
     def update(self, values: Mapping[str, object] | None = None, **more: object) -> None:
-        """Assign several settings at once. Celery's names are taken where they mean the same."""
-        for name, value in {**(values or {}), **more}.items():
-            setattr(self, name, value)
+        """Assign several settings at once. Celery's names are taken where they mean the same.
+
+        Raises one ConfigurationError that names all that cannot be taken.
+        """
+        self.assign({**(values or {}), **more}, {})
+
+    def assign(self, values: Mapping[str, object], places: Mapping[str, str], *, namespace: str | None = None) -> None:
+        """``update`` with names behind a namespace's prefix; ``places`` says where they stand, as ``file:line``."""
+        refusals = []
+        start = len(namespace) + 1 if namespace else 0
+        for name, value in values.items():
+            try:
+                setattr(self, name[start:], value)
+            except ConfigurationError as error:
+                refusals.append(f"{places[name]}: {error}" if name in places else str(error))
+        if len(refusals) == 1:
+            raise ConfigurationError(refusals[0])
+        if refusals:
+            told = "".join(f"\n  {refusal}" for refusal in refusals)
+            raise ConfigurationError(f"{len(refusals)} settings cannot be taken:{told}")
 
 
 def setting_docs() -> Iterable[tuple[str, str, object, str]]:
     """Every setting as (name, type, default, meaning), in the order of the class."""
     defaults = Settings()
     for each in fields(Settings):
-        yield each.name, str(each.type), getattr(defaults, each.name), each.metadata["doc"]
+        if "doc" in each.metadata:
+            yield each.name, str(each.type), getattr(defaults, each.name), each.metadata["doc"]
 
 
-# What stands where a Celery setting means the same, and what to write instead where it does not.
-
-_SAME_MEANING = {
-    "broker": "broker_url",
-    "backend": "result_backend",
-    "imports": "include",
-    "worker_max_tasks_per_child": "worker_max_tasks_per_process",
-}
-_INSTEAD = {
-    "worker_concurrency": "worker_processes and worker_threads",
-    "task_serializer": "messages are JSON; delete the line",
-    "result_serializer": "results are JSON; delete the line",
-    "accept_content": "only JSON is accepted; delete the line",
-    "result_accept_content": "only JSON is accepted; delete the line",
-    "worker_prefetch_multiplier": "prefetch adapts to how long tasks take; worker_prefetch bounds it",
-    "worker_max_memory_per_child": "worker_max_memory_per_process, in MB instead of KB",
-    "task_always_eager": "use the pytest plugin's worker, or task.apply(): both run the worker's own code path",
-    "task_eager_propagates": "use the pytest plugin's worker, or task.apply(): both run the worker's own code path",
-    "task_reject_on_worker_lost": "a message always comes back when its worker dies; task_max_deliveries bounds it",
-    "task_acks_on_failure_or_timeout": "failed calls are settled and kept in the dead letters; see task_dead_letter",
-    "broker_connection_retry": "transports always reconnect; delete the line",
-    "broker_connection_retry_on_startup": "transports always reconnect; delete the line",
-    "broker_connection_timeout": "give it to the broker in its URL; task_publish_timeout bounds a publish",
-    "broker_transport_options": "write the options into the broker's URL, after ?",
-    "result_backend_transport_options": "write the options into the backend's URL, after ?",
-    "broker_pool_limit": "an app has one connection per process; delete the line",
-    "visibility_timeout": "lease, in seconds; it is renewed while a task runs",
-    "task_create_missing_queues": "queues come to be when first used; delete the line",
-    "task_queues": "queues need no declaration; task_routes chooses them, worker_queues or --queues serves them",
-    "task_queue_max_priority": "every queue has priorities 0 to 9; delete the line",
-    "task_default_exchange": "queues are addressed by name; delete the line",
-    "task_default_exchange_type": "queues are addressed by name; delete the line",
-    "task_default_routing_key": "queues are addressed by name; delete the line",
-    "task_annotations": "say it where the task is declared",
-    "task_send_sent_event": "use ekiden.signals",
-    "worker_send_task_events": "use ekiden.signals",
-    "enable_utc": "times are always UTC inside; delete the line",
-    "result_extended": "results always tell task, queue and worker; delete the line",
-    "result_persistent": "results are as durable as their backend; delete the line",
-    "worker_hijack_root_logger": "the root logger is left alone if it has a handler; delete the line",
-    "timezone": "times are UTC inside, and eta takes a datetime that says its time zone; delete the line",
-    "task_cls": "give each task base=",
-    "task_store_errors_even_if_ignored": "failed calls are kept in the dead letters; see task_dead_letter",
-    "task_compression": "messages are not compressed; delete the line",
-    "task_default_delivery_mode": "messages are as durable as their broker; delete the line",
-    "task_inherit_parent_priority": "give priority= to the call",
-    "task_protocol": "there is one format; delete the line",
-    "task_remote_tracebacks": "an exception that get() raises always carries the worker's traceback; delete the line",
-    "task_store_eager_result": "what apply() returns is the result; delete the line",
-    "broker_read_url": "broker_url",
-    "broker_write_url": "broker_url",
-    "broker_use_ssl": "say it in the broker's URL: its scheme, and options after ?",
-    "result_compression": "results are not compressed; delete the line",
-    "worker_disable_rate_limits": "tasks without rate_limit have none; delete the line",
-    "worker_eta_task_limit": "the broker holds what is not due, and workers hold none of it; delete the line",
-    "worker_log_format": "--log-format text or json; or configure logging before the worker does",
-    "worker_task_log_format": "--log-format text or json; or configure logging before the worker does",
-    "worker_redirect_stdouts": "standard output is left alone; delete the line",
-    "worker_soft_shutdown_timeout": "worker_grace: what has not ended by then comes back",
-    "worker_state_db": "revocations are records in the backend, where it stores; delete the line",
-}
-_INSTEAD_BY_PREFIX = {
-    "beat_": "there are no schedules yet; have a timer of the system send the task",
-    "broker_": "say it in broker_url, as options after ?",
-    "result_backend_": "say it in result_backend, as options after ?",
-    "control_": "revocations are records in the backend; delete the line",
-    "event_": "use ekiden.signals",
-    "security_": "messages are JSON and run no code; who may write them is the broker's to say",
-}
-_INSTEAD_BY_PREFIX |= dict.fromkeys(
-    (
-        "arangodb_",
-        "azureblockblob_",
-        "cache_",
-        "cassandra_",
-        "cosmosdbsql_",
-        "couchbase_",
-        "database_",
-        "elasticsearch_",
-        "gcs_",
-        "mongodb_",
-        "redis_",
-        "s3_",
-    ),
-    "say it in its URL: result_backend, with options after ?",
-)
-
-
-def translated_setting(name: str, value: object) -> tuple[str, object]:
-    """The setting that ``name`` means here, and its value; a Celery name is taken where it means the same.
+def translated_setting(name: str, value: object) -> tuple[str, object] | None:
+    """The setting that ``name`` means here, and its value; None for one of Celery's that needs nothing done.
 
     Raises ConfigurationError for an unknown name, with what was probably meant or what to write instead.
     """
     lowered = name.lower()
-    if lowered == "task_acks_late":
-        return "task_acks", "late" if value else "early"
-    known = _SAME_MEANING.get(lowered, lowered)
-    if known not in _SETTING_TYPES:
-        raise ConfigurationError(f"ekiden has no setting {name!r}{_instead_of_setting(lowered)}")
-    return known, value
+    if lowered in _SETTING_TYPES:
+        return lowered, value
+    from ekiden import celery_settings  # only for programs that have some
+
+    current = celery_settings.current_name(name)
+    if current in _SETTING_TYPES:
+        return current, value
+    try:
+        return celery_settings.translated(current, value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"ekiden has no setting {name!r}: {error}.") from None
+    except LookupError:
+        raise ConfigurationError(f"ekiden has no setting {name!r}{did_you_mean(lowered, _SETTING_TYPES)}") from None
 
 
-def _instead_of_setting(name: str) -> str:
-    if name in _INSTEAD:
-        return f": {_INSTEAD[name]}."
-    by_prefix = (f": {advice}." for prefix, advice in _INSTEAD_BY_PREFIX.items() if name.startswith(prefix))
-    return next(by_prefix, did_you_mean(name, _SETTING_TYPES))
+def is_meant_for_us(name: str) -> bool:
+    """Whether a name is that of a setting, here or in Celery, or so close to one that it looks misspelt."""
+    import difflib  # only for sources that hold more than settings
+
+    from ekiden import celery_settings
+
+    current = celery_settings.current_name(name)
+    return (
+        current in _SETTING_TYPES
+        or celery_settings.is_celerys(current)
+        or bool(difflib.get_close_matches(current, list(_SETTING_TYPES), n=1, cutoff=_LOOKS_MISSPELT))
+    )
+
+
+def only_settings(values: Mapping[str, object], namespace: str | None) -> dict[str, object]:
+    """What is meant for us among the names of a program's own module; with ``namespace``, behind its prefix."""
+    start = len(namespace) + 1 if namespace else 0
+    return {name: value for name, value in values.items() if is_meant_for_us(name[start:])}
 
 
 def checked_setting(name: str, value: object, *, from_text: bool = False) -> object:
@@ -276,8 +281,11 @@ def checked_setting(name: str, value: object, *, from_text: bool = False) -> obj
         raise ConfigurationError(f"ekiden has no setting {name!r}{did_you_mean(name, _SETTING_TYPES)}")
     if from_text and isinstance(value, str):
         value = _read_text(name, value)
-    if isinstance(value, list | set):
-        value = tuple(value)
+    if name == "task_routes":
+        return check_routes(value)
+    if name == "task_annotations":
+        return read_annotations(value or {})  # type: ignore[arg-type]  # it checks that, and says so
+    value = _as_ours(name, value)
     try:
         found = msgspec.convert(value, kind, strict=not from_text)
     except msgspec.ValidationError as error:
@@ -286,8 +294,35 @@ def checked_setting(name: str, value: object, *, from_text: bool = False) -> obj
     return found
 
 
+def _as_ours(name: str, value: object) -> object:
+    """A value as Celery's users may write it, as the setting's type has it."""
+    match value:
+        case timedelta():
+            return value.total_seconds()
+        case list() | set():
+            return tuple(value)
+        case str() if name in _TUPLE_SETTINGS:
+            return (value,)
+        case str() if name == "worker_pool":
+            return _POOLS.get(value, value)
+        case str() if name == "result_backend":
+            from ekiden import celery_settings  # only for programs that name a backend
+
+            return celery_settings.backend_url(value)
+        case 0 if name == "result_expires":
+            return None  # Celery's way to say: for ever
+        case _:
+            return value
+
+
+_POOLS = {"prefork": "thread", "threads": "thread", "solo": "thread", "processes": "process"}
+"""Where Celery's pools run bodies: in worker processes, in threads of these."""
+
+_LOOKS_MISSPELT = 0.85
+
+
 def _read_text(name: str, text: str) -> object:
-    if name in {"task_routes", "task_publish_retry_policy"}:
+    if name in {"task_routes", "task_annotations", "task_publish_retry_policy"}:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError as error:
@@ -304,9 +339,6 @@ def _check_meaning(name: str, value: object) -> None:
         read_publish_retry_policy(value)
     if name == "task_default_queue":
         check_queue_name(value)
-    if name == "task_routes" and isinstance(value, Mapping):
-        for pattern, target in value.items():
-            read_route(pattern, target)
 
 
 def _shown(name: str, value: object) -> str:

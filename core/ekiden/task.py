@@ -31,8 +31,10 @@ from ekiden.message import HeaderValue, Message, Published, new_id
 from ekiden.options import (
     NOTHING_SAID,
     CallOptions,
+    Policy,
     Publishing,
     TaskOptions,
+    annotated,
     call_options,
     check_call_options,
     merge,
@@ -206,7 +208,8 @@ class Task(Generic[P, R]):
             retry_policy=retry_policy,
             publish_timeout=publish_timeout,
         )
-        return send(app, self._message(app, args, kwargs or {}, options), options, self.options)
+        declared = self.declared(app.conf) if app.conf.task_annotations else self.options
+        return send(app, self._message(app, args, kwargs or {}, options), options, declared)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for ``async`` callers: the event loop runs on until the broker has the message."""
@@ -224,7 +227,7 @@ class Task(Generic[P, R]):
             import asyncio  # 40 ms to import, and not every program awaits
 
             # A reply queue may have to be opened, which waits for the broker.
-            messages = await asyncio.to_thread(_addressed, app, messages, self.options, how)
+            messages = await asyncio.to_thread(_addressed, app, messages, self.declared(app.conf), how)
         _make_ready(app, messages, checked.chosen_ids())
         answers = await app.publisher.publish_async(messages, how)
         _check_and_note(messages, answers)
@@ -248,7 +251,7 @@ class Task(Generic[P, R]):
             messages: Sequence[Message] = [self._message_of(app, call, shared) for call in batch]
             chosen = [call.id for call in batch if isinstance(call, Signature) and call.id is not None]
             if not app.stores_results():
-                messages = _addressed(app, messages, self.options, how)
+                messages = _addressed(app, messages, self.declared(app.conf), how)
             _make_ready(app, messages, chosen)
             _check_and_note(messages, app.publisher.publish(messages, how))
             results.extend(AsyncResult(message.id, app) for message in messages)
@@ -284,10 +287,10 @@ class Task(Generic[P, R]):
 
     def _message(self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Message:
         """The message of one call, its arguments checked."""
-        declared = self.options.typing
-        if app.conf.task_typing if declared is UNSET else declared:
+        declared = self.declared(app.conf) if app.conf.task_annotations else self.options
+        if app.conf.task_typing if declared.typing is UNSET else declared.typing:
             self.parameters.check(self.name, args, kwargs)
-        return compose(app.conf, self.name, self.options, args=args, kwargs=kwargs, options=options)
+        return compose(app.conf, self.name, declared, args=args, kwargs=kwargs, options=options)
 
     # Signing.
 
@@ -325,6 +328,16 @@ class Task(Generic[P, R]):
             self._return_kind = kind if is_readable(kind) else Any
         return self._return_kind
 
+    # Its options.
+
+    def declared(self, conf: Settings) -> TaskOptions:
+        """What was declared for this task, where it is defined and in the setting ``task_annotations``."""
+        return annotated(conf.task_annotations, self.name, self.options) if conf.task_annotations else self.options
+
+    def _policy(self) -> Policy:
+        conf = self.app.conf
+        return policy(conf, self.declared(conf))
+
     # Inside a body.
 
     @property
@@ -336,7 +349,7 @@ class Task(Generic[P, R]):
     @property
     def max_retries(self) -> int | None:
         """Tries after the first; None is without end."""
-        return policy(self.app.conf, self.options).max_retries
+        return self._policy().max_retries
 
     def retry(  # noqa: PLR0917 - Celery's order
         self,
@@ -357,7 +370,7 @@ class Task(Generic[P, R]):
         request = self.request
         if request.called_directly:
             raise exc or MisuseError(f"{self.name} was called as a function, so there is no call to retry.")
-        declared = policy(self.app.conf, self.options)
+        declared = self._policy()
         limit = declared.max_retries if max_retries is UNSET else max_retries
         if not tries_left(limit, request.retries):
             raise exc or MaxRetriesExceededError(
@@ -494,7 +507,7 @@ def compose(
         check_links(options.link)
         check_links(options.link_error)
     now = time.time()
-    sending = merge(conf, task_name, declared, options.queue, options.priority)
+    sending = merge(conf, task_name, declared, options.queue, options.priority, args, kwargs)
     task_id = options.task_id or new_id()
     countdown = seconds_until(options.eta, now) if options.eta is not None else options.countdown
     due = now + countdown if countdown is not None and countdown > 0 else None

@@ -44,12 +44,13 @@ from ekiden.errors import (
 from ekiden.job import Job, Work, signal_revoked
 from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery
-from ekiden.options import Policy, check_queue_name
+from ekiden.options import Policy
 from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
 from ekiden.plan import WorkerOptions
 from ekiden.ratelimit import RateLimiter
 from ekiden.request import Request
 from ekiden.results import Backend, BeginOutcome, Start, each_apart
+from ekiden.routes import check_queue_name
 from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
@@ -133,6 +134,12 @@ class Worker:
                     f"the broker takes back what a worker holds for more than {held:g} s, and gives it to another one: "
                     f"the time_limit is longer of {', '.join(limited)}"
                 )
+        named = self._app.queues()
+        unknown = [queue for queue in self._options.queues if queue not in named]
+        if unknown:
+            found.append(
+                f"no task and no route of the app sends to {', '.join(unknown)}; its calls go to {', '.join(named)}"
+            )
         rated = [name for name, each in self._policies.items() if each.rate is not None]
         if rated and not self._app.stores_results():
             found.append(

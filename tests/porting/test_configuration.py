@@ -100,8 +100,8 @@ def test_a_shared_task_of_no_app_says_what_to_do() -> None:
 
 
 def test_an_unknown_option_of_the_app_is_refused() -> None:
-    with pytest.raises(ImproperlyConfigured, match="base="):
-        Celery("custom", task_cls="shop.tasks:CustomTask")
+    with pytest.raises(ImproperlyConfigured, match="task_cls="):
+        Celery("custom").conf.task_cls = "shop.tasks:CustomTask"
 
 
 def test_a_second_app_does_not_see_the_firsts_tasks(use: Callable[..., object]) -> None:

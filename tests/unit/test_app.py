@@ -57,10 +57,10 @@ def test_every_setting_has_a_default_that_fits_and_a_meaning() -> None:
         ("task_default_queue", "a b", "is not a queue name"),
         ("task_default_rate_limit", "fast", "is not a rate limit"),
         ("task_routes", {"a": {"que": "x"}}, "there is no 'que'"),
-        ("worker_pool", "threads", "worker_pool"),
+        ("worker_pool", "gevent", "worker_pool"),
         ("lease", 0, "lease"),
         ("task_always_eager", True, "task.apply()"),
-        ("worker_concurrency", 4, "worker_processes and worker_threads"),
+        ("worker_concurrency", 0, "worker_processes"),
     ],
 )
 def test_a_wrong_setting_is_refused_wherever_it_is_said(name: str, value: Any, message: str, url: str) -> None:

@@ -136,6 +136,14 @@ def test_a_worker_is_started_as_celerys_options_say(shop: str, words: str, proce
     assert "%h" not in ended.stderr
 
 
+@pytest.mark.slow
+def test_a_worker_warns_of_a_queue_that_nothing_sends_to(shop: str) -> None:
+    command = [sys.executable, "-m", "ekiden", "-A", shop, "worker", "--burst", "-c", "1", "-Q", "celery,mail"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
+
+    assert "no task and no route of the app sends to celery; its calls go to default, mail" in ended.stderr
+
+
 def test_a_module_alone_names_the_app_that_celery_projects_keep_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,12 +11,11 @@ from ekiden.options import (
     check_priority,
     check_queue_name,
     declared_options,
-    find_route,
     merge,
     policy,
     rate_per_second,
-    read_route,
 )
+from ekiden.routes import find_route, read_route
 from ekiden.settings import Settings
 
 # Where a call goes: the call's own word, then a route, then the task's, then the setting.

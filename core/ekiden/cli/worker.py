@@ -14,8 +14,8 @@ from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.cpus import available_cpus
 from ekiden.errors import ConfigurationError
 from ekiden.logs import configure_logging
-from ekiden.options import check_queue_name
 from ekiden.plan import WorkerOptions
+from ekiden.routes import check_queue_name
 from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting
 from ekiden.supervisor import Supervisor, SupervisorOptions
 
