@@ -13,6 +13,7 @@ from ekiden.testing.conformance import (
     BrokerRestartConformance,
     LostReplyConformance,
     LostWakeUpConformance,
+    SilentAddressConformance,
     SilentBrokerConformance,
     SlowWireConformance,
 )
@@ -90,6 +91,10 @@ class TestCouchDBBehindAFrozenWire(BehindAFrozenWire, SilentBrokerConformance):
 
 
 class TestCouchDBThatLosesReplies(OwnServer, LostReplyConformance):
+    timeout = 5
+
+
+class TestCouchDBAtItsSecondAddress(OwnServer, SilentAddressConformance):
     timeout = 5
 
 

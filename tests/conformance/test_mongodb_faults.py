@@ -14,6 +14,7 @@ from ekiden.testing.conformance import (
     BrokerRestartConformance,
     LostReplyConformance,
     LostWakeUpConformance,
+    SecondAddressConformance,
     SilentBrokerConformance,
     SlowWireConformance,
 )
@@ -134,6 +135,10 @@ class TestStandaloneMongoDBThatLosesReplies(ThroughAProxy, LostReplyConformance)
 
     standalone = True
     turns = 30
+
+
+class TestMongoDBAtItsSecondAddress(ThroughAProxy, SecondAddressConformance):
+    pass
 
 
 class TestMongoDBOverABadWire(ThroughAProxy, SlowWireConformance):

@@ -14,6 +14,7 @@ from ekiden.message import STORED, Ending, PublishOutcome, SettleOutcome, new_id
 from ekiden.testing.conformance import (
     BrokerRestartConformance,
     LostReplyConformance,
+    SilentAddressConformance,
     SilentBrokerConformance,
     SlowWireConformance,
 )
@@ -93,6 +94,10 @@ class TestRabbitMQBehindAFrozenWire(SilentBrokerConformance):
 class TestRabbitMQThatLosesReplies(OwnServer, LostReplyConformance):
     query = "&timeout=5&heartbeat=5"
     turns = 25  # each costs a new connection
+
+
+class TestRabbitMQAtItsSecondAddress(OwnServer, SilentAddressConformance):
+    pass
 
 
 class TestRabbitMQOverABadWire(OwnServer, SlowWireConformance):

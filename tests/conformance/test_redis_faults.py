@@ -17,6 +17,7 @@ from ekiden.testing.conformance import (
     FullBrokerConformance,
     LostReplyConformance,
     LostWakeUpConformance,
+    SilentAddressConformance,
     SilentBrokerConformance,
     SlowWireConformance,
 )
@@ -96,6 +97,10 @@ class TestFullRedis(OwnServer, FullBrokerConformance):
 
 class TestRedisThatLosesReplies(OwnServer, LostReplyConformance):
     query = "?timeout=5"
+
+
+class TestRedisAtItsSecondAddress(OwnServer, SilentAddressConformance):
+    pass
 
 
 class TestRedisOverABadWire(OwnServer, SlowWireConformance):

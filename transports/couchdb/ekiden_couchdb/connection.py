@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from ekiden.sockets import open_tcp
 from ekiden.urls import Host
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import NewConnectionError
 
 from ekiden_couchdb.errors import NotJSON, Overdue
 
@@ -56,8 +58,13 @@ class _TLSSocket(ssl.SSLSocket):
 
 class _HTTP(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        opened = super()._new_conn()
+        opened = _opened(self)
         return _PlainSocket(opened.family, opened.type, opened.proto, fileno=opened.detach())
+
+
+class _HTTPS(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _opened(self)
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -86,7 +93,7 @@ class Connection:
         if context is None:
             self._http: HTTPConnection = _HTTP(host.name, host.port, socket_options=options)
         else:
-            self._http = HTTPSConnection(
+            self._http = _HTTPS(
                 host.name,
                 host.port,
                 socket_options=options,
@@ -168,6 +175,21 @@ def deadline_context(context: ssl.SSLContext) -> ssl.SSLContext:
     """``context``, whose sockets know a deadline from now on."""
     context.sslsocket_class = _TLSSocket
     return context
+
+
+def _opened(http: HTTPConnection) -> socket.socket:
+    """A connected socket for ``http``, by the first address that answers: urllib3 gives its whole time to each."""
+    assert isinstance(http.timeout, float)
+    try:
+        opened = open_tcp(http.host, http.port, time.monotonic() + http.timeout)
+    except (TimeoutError, socket.gaierror):
+        raise
+    except OSError as error:
+        raise NewConnectionError(http, str(error)) from error
+    for option in http.socket_options or ():
+        opened.setsockopt(*option)
+    opened.settimeout(http.timeout)
+    return opened
 
 
 def _decoded(response: HTTPResponse, content: bytes) -> Any:

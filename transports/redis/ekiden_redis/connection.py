@@ -1,12 +1,13 @@
-"""One connection to one server: redis-py opens it, and what is said over it afterwards goes the short way.
+"""One connection to one server: a socket, over which hiredis packs the commands and parses the replies.
 
-redis-py does the handshake (HELLO, AUTH, SELECT) over a socket that is made here. Commands are then packed and
-replies parsed by hiredis, directly: redis-py's client takes four times the processor time for each command, does not
-end a call at one deadline, and tries again by itself where that is not harmless.
+A client library is not in between: redis-py takes four times the processor time for each command, does not end a call
+at one deadline, tries again by itself where that is not harmless, and puts words of its own around what a server said.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import socket
 import ssl
@@ -16,9 +17,9 @@ from typing import Any, cast
 
 import hiredis
 import msgspec
-from redis.connection import AbstractConnection
+from ekiden.sockets import open_tcp
 
-from ekiden_redis.errors import NoTLS, NotSaid, Overdue
+from ekiden_redis.errors import NotAdmitted, NoTLS, NotSaid, Overdue
 
 Part = bytes | str | int | float
 """What a command consists of."""
@@ -30,6 +31,9 @@ Reply = Any
 """What a server answered: bytes, int, None, a list of such, or a hiredis.ReplyError, which is returned, not raised."""
 
 FIRST_WITH_SHARD_CHANNELS = 7
+
+_FIRST_PROTOCOL = 2
+"""RESP2, which a server speaks until HELLO says otherwise."""
 
 _READ_AT_ONCE = 65536
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -64,27 +68,54 @@ class Access(msgspec.Struct, frozen=True):
 class Connection:
     """A connection that is ready for commands. One thread uses it at a time.
 
-    Deadlines are on the monotonic clock. What it raises (OSError, NotSaid, hiredis.ProtocolError, redis.RedisError)
-    is explained by ``errors.Errors``; after that it must be closed.
+    Deadlines are on the monotonic clock. What it raises (``errors.TROUBLE``) is explained by ``errors.Errors``; after
+    that it must be closed.
     """
 
     def __init__(self, address: Address, access: Access, deadline: float, *, protocol: int = 2) -> None:
         self.address = address
+        self._process = os.getpid()
         self._socket = _open(address, access, deadline)
-        try:
-            handshake = _Handshake(self._socket, address, access, seconds=_left(deadline), protocol=protocol)
-            # It is kept because it closes the socket when it is deleted. Its type hints are not complete.
-            self._handshake = cast(Any, handshake)
-            self._handshake.connect()
-        except BaseException:
-            self._socket.close()
-            raise
         self._socket.setblocking(False)
         self._tls = self._socket if isinstance(self._socket, ssl.SSLSocket) else None
         self._descriptor = self._socket.fileno()
         self._reader: Any = hiredis.Reader(notEnoughData=_NOT_ALL_THERE)
         self._buffer = bytearray(_READ_AT_ONCE)
+        try:
+            self._hello = self._introduce(access, deadline, protocol)
+        except BaseException:
+            self.close()
+            raise
         self.used_at = time.monotonic()
+
+    def __del__(self) -> None:
+        # One of the parent's that a forked child has dropped. Whoever failed to connect has no socket.
+        with contextlib.suppress(AttributeError):
+            self._socket.close()
+
+    def _introduce(self, access: Access, deadline: float, protocol: int) -> Reply:
+        """Say who we are, and which database we want; returns what the server says of itself, in RESP3."""
+        commands: list[tuple[Part, ...]] = []
+        username, password = access.username, access.password or ""
+        if protocol > _FIRST_PROTOCOL:
+            who = ("AUTH", username or "default", password) if username or password else ()
+            commands.append(("HELLO", protocol, *who))
+        elif username:
+            commands.append(("AUTH", username, password))
+        elif password:
+            commands.append(("AUTH", password))
+        if access.database:
+            commands.append(("SELECT", access.database))
+        hello: Reply = None
+        if commands:
+            self.send(pack(commands), deadline)
+        for command in commands:
+            reply = self.read(deadline)
+            if isinstance(reply, hiredis.ReplyError):
+                raise NotAdmitted(str(command[0]), reply)
+            if command[0] == "HELLO":
+                hello = reply
+        return hello
 
     def send(self, packed: bytes, deadline: float) -> None:
         """Send one or more packed commands."""
@@ -130,7 +161,7 @@ class Connection:
 
     def has_shard_channels(self) -> bool:
         """Whether the server is one of a cluster and knows SSUBSCRIBE. Only RESP3 tells: ``protocol=3``."""
-        hello = self._handshake.handshake_metadata or {}
+        hello = self._hello or {}
         major, _, _ = hello.get(b"version", b"0").partition(b".")
         return hello.get(b"mode") == b"cluster" and int(major) >= FIRST_WITH_SHARD_CHANNELS
 
@@ -144,7 +175,10 @@ class Connection:
 
     def close(self) -> None:
         """Close it. May be called again, and by a forked child: the parent's is not touched."""
-        self._handshake.disconnect()
+        if self._process == os.getpid():
+            with contextlib.suppress(OSError):  # the server has closed it
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not TLS's own, which would wait
+        self._socket.close()
 
     def _receive(self, deadline: float | None = None) -> int:
         """Take what has arrived; returns how many bytes. TLS may have to send something first, until ``deadline``."""
@@ -187,81 +221,37 @@ def pack(commands: Iterable[Sequence[Part]]) -> bytes:
     return b"".join([pack_command(tuple(command)) for command in commands])
 
 
-class _Handshake(AbstractConnection):
-    """redis-py's connection over a socket that is open. In a forked child it closes its descriptor, no more."""
-
-    host = property(lambda self: str(self._address))
-    port = None
-
-    def __init__(
-        self, opened: socket.socket, address: Address, access: Access, *, seconds: float, protocol: int
-    ) -> None:
-        self._opened = opened
-        self._address = address
-        super().__init__(
-            username=access.username,
-            password=access.password,
-            db=access.database,
-            socket_timeout=seconds,
-            protocol=protocol,
-        )
-
-    def _connect(self) -> socket.socket:
-        return self._opened
-
-    def _host_error(self) -> str:
-        return str(self._address)
-
-    def repr_pieces(self) -> list[tuple[str, object]]:
-        return [("address", str(self._address))]
-
-
 def _open(address: Address, access: Access, deadline: float) -> socket.socket:
     opened = _open_plain(address, deadline)
+    if access.context is None:
+        return opened
     try:
-        if access.context is not None:
-            opened.settimeout(_left(deadline))
-            opened = access.context.wrap_socket(opened, server_hostname=access.server_hostname or address.host)
         opened.settimeout(_left(deadline))
+        return access.context.wrap_socket(opened, server_hostname=access.server_hostname or address.host)
     except TimeoutError as error:
         opened.close()
         raise NoTLS from error
     except BaseException:
         opened.close()
         raise
-    return opened
 
 
 def _open_plain(address: Address, deadline: float) -> socket.socket:
     if address.path is not None:
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        return _connected(opened, address.path, deadline)
-    error: OSError | None = None
-    for family, kind, protocol, _, where in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
         try:
-            opened = socket.socket(family, kind, protocol)
-        except OSError as trouble:  # no IPv6 here
-            error = error or trouble
-            continue
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEP_ALIVE.items():
-            if hasattr(socket, name):
-                opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        try:
-            return _connected(opened, where, deadline)
-        except OSError as trouble:
-            error = trouble
-    raise error or OSError(f"{address.host} has no address")
-
-
-def _connected(opened: socket.socket, where: Any, deadline: float) -> socket.socket:
-    try:
-        opened.settimeout(_left(deadline))
-        opened.connect(where)
-    except BaseException:
-        opened.close()
-        raise
+            opened.settimeout(_left(deadline))
+            opened.connect(address.path)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+    opened = open_tcp(address.host, address.port, deadline)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return opened
 
 

@@ -1,7 +1,8 @@
 """What went wrong between us and a server, in one sentence, and whether trying again may help.
 
-A server says it by the first word of an error (``-READONLY You can't write ...``); raised inside a script, Redis
-before 7 puts its own words around that, so the word is looked for anywhere.
+A server says it by a code, the first word of an error (``-READONLY You can't write ...``); raised inside a script,
+Redis before 7 puts its own words around that, so the code is looked for anywhere. Some errors have no code but ``ERR``;
+these are known by what was asked (``NotAdmitted``), or else by the server's words.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import socket
 import ssl
 
 import hiredis
-import redis
 from ekiden.errors import EkidenError
 
 
@@ -27,7 +27,16 @@ class NoTLS(TimeoutError):
     """The server did not answer to the beginning of TLS. One without TLS waits for more."""
 
 
-TROUBLE = (OSError, NotSaid, redis.RedisError, hiredis.HiredisError)
+class NotAdmitted(Exception):
+    """The server answered ``command``, by which a connection begins, with an error."""
+
+    def __init__(self, command: str, reply: hiredis.ReplyError) -> None:
+        super().__init__(f"{command}: {reply}")
+        self.command = command
+        self.reply = reply
+
+
+TROUBLE = (OSError, NotSaid, NotAdmitted, hiredis.HiredisError)
 """What a connection raises. ``Errors`` explains it."""
 
 _NOT_THE_MASTER = ("READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN")
@@ -53,14 +62,9 @@ _WILL_NOT_WORK = {
     "WRONGPASS": "refused the user name or the password",
     "NOAUTH": _NO_PASSWORD,
     "unauthenticated": _NO_PASSWORD,
-    "Authentication required": _NO_PASSWORD,
-    "invalid username-password pair": "refused the user name or the password",
-    "invalid password": "refused the password",
-    "called without any password configured": "has no password, and the URL names one",
     "NOPERM": "does not permit this user what is needed here; see ACL SETUSER",
     "can't run this command": "does not permit this user what is needed here; see ACL SETUSER",
     "can't access at least one of the keys": "does not permit this user the keys of this prefix; see ACL SETUSER",
-    "DB index is out of range": "does not have that database; see its setting `databases`",
     "SELECT is not allowed in cluster mode": "is one of a cluster, which has the database 0 only",
     "cluster support disabled": "is not one of a cluster: write redis:// instead of redis+cluster://",
     "MOVED": "is one of a cluster: write redis+cluster:// instead of redis://",
@@ -70,6 +74,13 @@ _WILL_NOT_WORK = {
     "invalid multibulk length": "does not take so large a batch",
     "unknown command": "does not know a command that is needed here; is it Redis 6.2 or newer, or Valkey",
 }
+
+_NOT_ADMITTED = {
+    "AUTH": "has no password, and the URL names one",
+    "SELECT": "does not have that database; see its setting `databases`",
+    "HELLO": "does not speak RESP3, which waiting for results takes; is it Redis 6.2 or newer, or Valkey",
+}
+"""What an error without a code means, by the command that it answers."""
 
 _WORDS = re.compile("|".join(rf"(?<![A-Za-z]){re.escape(words)}\b" for words in [*_MAY_WORK_LATER, *_WILL_NOT_WORK]))
 
@@ -104,15 +115,15 @@ class Errors:
     def _of(self, trouble: Exception, where: object, seconds: float) -> EkidenError:
         if isinstance(trouble, EkidenError):
             return trouble
-        if isinstance(trouble, (hiredis.ReplyError, redis.ResponseError)):
+        if isinstance(trouble, hiredis.ReplyError):
             return self._of_reply(str(trouble), where)
-        if isinstance(trouble, (redis.AuthenticationError, redis.BusyLoadingError, redis.ConnectionError)):
-            return self._of_handshake(trouble, where, seconds)
+        if isinstance(trouble, NotAdmitted):
+            return self._of_reply(str(trouble.reply), where, otherwise=_NOT_ADMITTED[trouble.command])
         if isinstance(trouble, NoTLS):
             return self.unavailable(
                 f"{where} did not begin to speak TLS within {seconds:g} s; redis:// is without TLS."
             )
-        if isinstance(trouble, (TimeoutError, redis.TimeoutError)):
+        if isinstance(trouble, TimeoutError):
             return self.unavailable(f"{where} did not answer within {seconds:g} s.")
         if isinstance(trouble, ssl.SSLCertVerificationError):
             return self.refused(f"{where}: its certificate is not accepted: {trouble.verify_message.rstrip('.')}.")
@@ -123,33 +134,25 @@ class Errors:
             )
         if isinstance(trouble, socket.gaierror):
             return self.unavailable(f"{where}: there is no host of this name ({trouble.strerror}).")
-        if isinstance(trouble, (hiredis.ProtocolError, redis.InvalidResponse)):
+        if isinstance(trouble, hiredis.ProtocolError):
             return self.refused(
                 f"{where} does not speak the Redis protocol: is it another kind of server, or one with TLS (rediss://)?"
             )
-        if isinstance(trouble, NotSaid):
-            return self.unavailable(f"{where} closed the connection before it answered.")
+        if isinstance(trouble, (NotSaid, ConnectionResetError, BrokenPipeError)):
+            return self.unavailable(
+                f"{where} closed the connection before it answered: is it being stopped, or does it want TLS (rediss://)?"
+            )
         if isinstance(trouble, OSError):
             return self.unavailable(f"{where} cannot be reached: {trouble.strerror or trouble}.")
         return self.unavailable(f"{where}: {type(trouble).__name__}: {trouble}")
 
-    def _of_reply(self, text: str, where: object) -> EkidenError:
+    def _of_reply(self, text: str, where: object, *, otherwise: str | None = None) -> EkidenError:
+        """``otherwise``: what an error means in which no known code or words are found."""
         found = _WORDS.search(text)
         if found is None:
-            return self.refused(f"{where} answered with an error: {text}")
+            told = "answered with an error:" if otherwise is None else otherwise
+            return self.refused(f"{where} {told} {text if otherwise is None else f'({text})'}.")
         words = found.group()
         if words in _MAY_WORK_LATER:
             return self.unavailable(f"{where} {_MAY_WORK_LATER[words]}.")
         return self.refused(f"{where} {_WILL_NOT_WORK[words]} ({text}).")
-
-    def _of_handshake(self, trouble: redis.RedisError, where: object, seconds: float) -> EkidenError:
-        """What redis-py raises while it connects: it wraps what the server or the socket said."""
-        cause = trouble.__cause__ or trouble.__context__
-        if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
-            return self._of(cause, where, seconds)
-        text = str(trouble)
-        if _WORDS.search(text):
-            return self._of_reply(text, where)
-        return self.unavailable(
-            f"{where} closed the connection instead of answering: is it being stopped, or does it want TLS (rediss://)?"
-        )

@@ -22,6 +22,8 @@ not inherit from.
     DeadlineConformance         the part of it for a broker of which only publishing can be held up: one that is locked
     LostReplyConformance        a broker reached by TCP: it did what it was asked, and its answer was lost
     SlowWireConformance         a broker reached by TCP: a slow wire, and one that is cut again and again
+    SecondAddressConformance    a broker reached by TCP, at a host whose first address refuses connections
+    SilentAddressConformance    the same, where the first address may also be silent
     BrokerRestartConformance    fixture ``restart_broker``: a broker that is stopped and started again
     LostWakeUpConformance       fixture ``silent_publisher``: a message that nobody was woken for
     BackendConformance          every backend that stores
@@ -35,6 +37,7 @@ not inherit from.
 Tests of more than some seconds carry the mark ``slow``.
 """
 
+from ekiden.testing.conformance.addresses import SecondAddressConformance, SilentAddressConformance
 from ekiden.testing.conformance.backend_refusals import BackendLimitConformance, Refusals
 from ekiden.testing.conformance.backend_trouble import (
     BackendRestartConformance,
@@ -79,6 +82,8 @@ __all__ = [
     "LostReplyConformance",
     "LostWakeUpConformance",
     "ProcessConformance",
+    "SecondAddressConformance",
+    "SilentAddressConformance",
     "SilentBackendConformance",
     "SilentBrokerConformance",
     "SlowWireConformance",
