@@ -13,6 +13,7 @@ from ekiden.cli.completion import completion
 from ekiden.cli.dead import dead
 from ekiden.cli.demo import demo
 from ekiden.cli.diagnosis import doctor, explain, transports
+from ekiden.cli.port import port
 from ekiden.cli.queues import purge, queues
 from ekiden.cli.target import AppTarget
 from ekiden.cli.worker import worker
@@ -55,7 +56,7 @@ def ekiden(app: str | None) -> None:  # AppCommand reads ``app``
     """
 
 
-for command in (worker, call, result, revoke, queues, purge, dead, transports, explain, doctor, completion, demo):
+for command in (worker, call, result, revoke, queues, purge, dead, transports, explain, doctor, port, completion, demo):
     ekiden.add_command(command)
 
 
