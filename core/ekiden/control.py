@@ -38,14 +38,31 @@ class Revocation(msgspec.Struct, frozen=True):
     terminate: bool = False
 
 
+class NameClaim(msgspec.Struct, frozen=True):
+    """A worker process starts under a name that somebody chose.
+
+    ``instance`` tells its supervisor from every other; ``at`` is when it first asked (seconds since the epoch).
+    """
+
+    name: str
+    instance: str
+    at: float
+
+    def precedes(self, other: NameClaim) -> bool:
+        """Whether this claim wins where both are new. Every worker decides the same way."""
+        return (self.at, self.instance) < (other.at, other.instance)
+
+
 class ControlMessage(msgspec.Struct, frozen=True):
-    """What is broadcast to workers: look up these revocations now.
+    """What is broadcast to workers: look up these revocations now; a name is claimed, or taken already.
 
     With ``heard`` there is no record to look up: that one holds for all of them.
     """
 
     revoked: tuple[str, ...] = ()
     heard: Revocation | None = None
+    claimed: NameClaim | None = None
+    taken: NameClaim | None = None
 
 
 _revocation_decoder = msgspec.json.Decoder(Revocation)

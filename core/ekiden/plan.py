@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 
 import msgspec
 
@@ -22,8 +24,9 @@ END_AT_ONCE = b"end at once\n"
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How one worker process works; what is None comes from the app's settings. Times are in seconds.
 
-    ``name`` is its slot: a worker opened under the name of a dead one takes over its deliveries at once. ``burst``: end
-    when nothing is ready or in hand. ``max_tasks``, ``max_memory_mb``: end after so many tasks, or so much memory.
+    ``name`` is its slot: a worker opened under the name of a dead one takes over its deliveries at once, and one under
+    the name of a living one is refused; without one it gets a unique one. ``burst``: end when nothing is ready or in
+    hand. ``max_tasks``, ``max_memory_mb``: end after so many tasks, or so much memory.
     """
 
     queues: tuple[str, ...] = ()
@@ -44,7 +47,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor tells a worker process to do.
 
     ``introduces``: say what is worked for. ``speaks``: say why that is impossible; of processes that start together
-    only one does.
+    only one does. ``instance`` tells this supervisor from every other. ``claims_name``: the name was chosen by
+    somebody, so that another worker may have it.
     """
 
     target: str
@@ -53,7 +57,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     options: WorkerOptions
     log_level: str
     log_format: str
+    instance: str
+    claims_name: bool
     beat_file: str | None = None
+
+
+def unique_name() -> str:
+    """A name that no other worker has, or ever had: in containers, host and process id are often the same."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
 
 
 def exit_text(code: int) -> str:

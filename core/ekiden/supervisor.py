@@ -6,7 +6,8 @@ processes drain. SIGTERM tells a process to drain, and may be sent by anybody an
 the pipe. One thread a process waits for its end; everything else happens in the thread that called ``run``.
 
 A slot is a place for one process after the other. Its name is the consumer's name at the broker, so that a replaced
-process's deliveries come back as soon as its successor opens.
+process's deliveries come back as soon as its successor opens. The names are unique unless the user chose one; then
+each process first asks whether a worker of another supervisor has it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +29,16 @@ import msgspec
 
 from ekiden.errors import ConfigurationError
 from ekiden.loggers import safe_logger
-from ekiden.plan import END_AT_ONCE, EXIT_DONE, EXIT_REPLACE, EXIT_UNUSABLE, Plan, WorkerOptions, exit_text
+from ekiden.plan import (
+    END_AT_ONCE,
+    EXIT_DONE,
+    EXIT_REPLACE,
+    EXIT_UNUSABLE,
+    Plan,
+    WorkerOptions,
+    exit_text,
+    unique_name,
+)
 from ekiden.spawning import deaf_to
 
 logger = safe_logger("ekiden.supervisor")
@@ -100,8 +109,9 @@ class Supervisor:
         self._options = options
         self._events: SimpleQueue[_Ended | _Stop | _Reload] = SimpleQueue()
         self._beats = tempfile.TemporaryDirectory(prefix="ekiden-") if options.liveness_file else None
-        # Two supervisors on one host must not take each other's deliveries, so the name holds the process id.
-        base = options.worker.name or f"{socket.gethostname()}:{os.getpid()}"
+        # Two supervisors must not take each other's deliveries, and in containers both may be process 1 of one host.
+        self._instance = unique_name()
+        base = options.worker.name or self._instance
         self._slots = [
             _Slot(f"{base}:{number}", Path(self._beats.name, str(number)) if self._beats else None, speaks=number == 1)
             for number in range(1, options.processes + 1)
@@ -176,6 +186,8 @@ class Supervisor:
             options=msgspec.structs.replace(self._options.worker, name=slot.name, grace=self._options.grace),
             log_level=self._options.log_level,
             log_format=self._options.log_format,
+            instance=self._instance,
+            claims_name=self._options.worker.name is not None,
             beat_file=None if slot.beat_file is None else str(slot.beat_file),
         )
         command = [sys.executable, "-m", "ekiden.worker_process", self._target]

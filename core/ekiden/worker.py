@@ -14,10 +14,8 @@ follows how fast they are worked off.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -46,7 +44,7 @@ from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery
 from ekiden.options import Policy
 from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
-from ekiden.plan import WorkerOptions
+from ekiden.plan import WorkerOptions, unique_name
 from ekiden.ratelimit import RateLimiter
 from ekiden.request import Request
 from ekiden.results import Backend, BeginOutcome, Start, each_apart
@@ -74,18 +72,24 @@ _UNKNOWN_TASK_DELAY_SECONDS = 5.0
 _AT_ONCE_SECONDS = 1.0
 _BYTES_PER_MB = 1_000_000
 
-_numbers = itertools.count(1)
-
 
 class Worker:
-    """Works for one app until it is stopped. ``run`` blocks; ``stop`` may be called by any thread."""
+    """Works for one app until it is stopped. ``run`` blocks; ``stop`` may be called by any thread.
 
-    def __init__(self, app: Ekiden, options: WorkerOptions) -> None:
+    ``claims_name``: the name in ``options`` was chosen by somebody, so that another worker may have it. ``instance``
+    is the supervisor's; its processes may follow each other under one name.
+    """
+
+    def __init__(
+        self, app: Ekiden, options: WorkerOptions, *, claims_name: bool = True, instance: str | None = None
+    ) -> None:
         conf = app.conf
         self._app = app
         self._options = options
         self.queues = tuple(options.queues or conf.worker_queues or app.queues())
-        self.name = options.name or f"{socket.gethostname()}:{os.getpid()}:{next(_numbers)}"
+        self.name = options.name or unique_name()
+        self._claims_name = claims_name and options.name is not None
+        self._instance = instance or unique_name()
         self.lease = options.lease or conf.lease
         self.threads = options.threads or conf.worker_threads
         self.async_concurrency = options.async_concurrency or conf.worker_async_concurrency
@@ -104,6 +108,7 @@ class Worker:
         self.recycled = False
         self._failure: BaseException | None = None
         self._settler: Settler | None = None
+        self._runner: Runner | None = None
         self._consumer: Consumer | None = None
         self._rate = 0.0
         self._rate_measured_at = 0.0
@@ -151,14 +156,17 @@ class Worker:
     def run(self) -> bool:
         """Work until stopped. False if a body was still running when the grace was over.
 
-        Raises ConfigurationError for what cannot work, BrokerUnavailable when the broker cannot be reached at start.
+        Raises ConfigurationError for what cannot work, such as a name that another worker has; BrokerUnavailable when
+        the broker cannot be reached at start.
         """
         app = self._app
         opened = app.opened_backend()
         backend = opened if opened.stores else None
-        self._consumer = consumer = app.opened_transport().consumer(
-            self.queues, lease=self.lease, prefetch=self.prefetch, name=self.name, strict=self._options.strict
-        )
+        ears = ControlListener(app, backend, self._held, self._terminate, failed=self._fail)
+        self._consumer = consumer = self._opened_consumer(ears)
+        if consumer is None:
+            ears.close()
+            return True
         self._settler = settler = Settler(
             app,
             consumer,
@@ -170,7 +178,7 @@ class Worker:
             tick=self._tick,
             failed=self._fail,
         )
-        runner = Runner(
+        self._runner = runner = Runner(
             app,
             name=self.name,
             threads=self.threads,
@@ -181,7 +189,6 @@ class Worker:
             ended=settler.end,
             failed=self._fail,
         )
-        ears = ControlListener(app, backend, self._held, runner, failed=self._fail)
         settler.start()
         runner.start()
         ears.start()
@@ -205,6 +212,27 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         return clean
+
+    def _opened_consumer(self, ears: ControlListener) -> Consumer | None:
+        """The consumer, after its name was claimed: opening it takes over what a dead worker of that name held.
+
+        None when this worker was stopped before the name was its own.
+        """
+        transport = self._app.opened_transport()
+        try:
+            ears.subscribe()
+            if self._claims_name and not ears.claim_name(self.name, self._instance, self._stopping):
+                return None
+            return transport.consumer(
+                self.queues, lease=self.lease, prefetch=self.prefetch, name=self.name, strict=self._options.strict
+            )
+        except BaseException:
+            ears.close()
+            raise
+
+    def _terminate(self, job: Job) -> None:
+        if self._runner is not None:
+            self._runner.terminate(job)
 
     def _fail(self, error: BaseException) -> None:
         """A thread of ours has met what it cannot handle. The worker ends with it; its deliveries go back."""
@@ -287,11 +315,11 @@ class Worker:
     def _wind_up(self, consumer: Consumer, settler: Settler, runner: Runner, ears: ControlListener) -> bool:
         hooks.worker_shutting_down.send(self.name)
         consumer.stop()
-        ears.close()
         settler.give_back(runner.take_back())
         clean = self._wait_for_bodies(settler)
         clean = runner.close(0.0 if not clean or self._at_once.is_set() else _AT_ONCE_SECONDS) and clean
         settler.close()
+        ears.close()  # until now this worker had its name
         consumer.close()
         logger.info("%s has stopped%s", self.name, "" if clean else "; tasks that were running come back")
         return clean

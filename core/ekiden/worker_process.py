@@ -44,7 +44,7 @@ def main() -> None:
     try:
         app = load_app(plan.target)
         plugins.check_shared(app.broker_url(), app.backend_url())
-        worker = Worker(app, _options(plan, app))
+        worker = Worker(app, _options(plan, app), claims_name=plan.claims_name, instance=plan.instance)
     except EkidenError as error:
         _refuse(plan, error)
     _obey(worker)

@@ -80,7 +80,7 @@ def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
     "--name",
     "--hostname",
     callback=_name,
-    help="The worker's name, unlike every other's; %h is the host.  [default: host and process id]",
+    help="A name that no other running worker has; %h is the host.  [default: a unique one]",
 )
 @click.option(
     "-l",

@@ -422,7 +422,7 @@ def _make_private(path: str) -> None:
     if os.path.exists(path):
         return
     with contextlib.suppress(OSError):  # SQLite makes the file, or says better why it cannot be made
-        new = f"{path}-new-{os.getpid()}-{threading.get_ident()}"
+        new = f"{path}-new-{os.urandom(8).hex()}"
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             os.link(new, path)
