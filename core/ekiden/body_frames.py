@@ -1,19 +1,34 @@
-"""What goes through the pipe between a worker and a body process: a four-byte length and JSON."""
+"""What goes through the pipe between a worker and a body process: four known bytes, a four-byte length, and JSON.
+
+A body may write to any descriptor of its process. By the known bytes that is noticed at once, instead of being taken
+for a length and waited for.
+"""
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
+from ekiden.codec import UNREADABLE
 from ekiden.message import Message, PublishOutcome
 from ekiden.outcomes import Outcome
 from ekiden.results import StoredResult
+from ekiden.safe_text import text_of
 
-if TYPE_CHECKING:
-    pass
-_LENGTH = struct.Struct("!I")
+_HEAD = struct.Struct("!4sI")
+_BEGINS_WITH = b"ekdn"
+_LONGEST_FRAME_BYTES = 1024 * 1024 * 1024
+_SHOWN_BYTES = 40
+
+
+class NoFrame(Exception):
+    """What came through the pipe is not what the other end writes, or something cannot be sent through it."""
+
+
+class UnreadableFrame(NoFrame):
+    """A frame came whole and cannot be read; the next one can."""
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -155,22 +170,51 @@ ToBody = Begin | Run | Answer
 FromBody = Done | Ready | Unusable | Ask
 
 to_json = msgspec.json.Encoder().encode
-TO_BODY = msgspec.json.Decoder(ToBody)
-FROM_BODY = msgspec.json.Decoder(FromBody)
+_TO_BODY = msgspec.json.Decoder(ToBody)
+_FROM_BODY = msgspec.json.Decoder(FromBody)
 
 
 def write_frame(stream: BinaryIO, frame: ToBody | FromBody) -> None:
-    """Write one frame. Raises OSError (BrokenPipeError) when nobody reads any more."""
-    body = to_json(frame)
-    stream.write(_LENGTH.pack(len(body)) + body)
+    """Write one frame. Raises OSError (BrokenPipeError) when nobody reads any more.
+
+    Raises NoFrame, and writes nothing, for what JSON cannot carry or what is larger than a gigabyte.
+    """
+    try:
+        body = to_json(frame)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise NoFrame(f"it cannot be sent through the pipe of a body process: {text_of(error)}") from error
+    if len(body) > _LONGEST_FRAME_BYTES:
+        raise NoFrame(f"it is too large for the pipe of a body process: {len(body)} bytes")
+    stream.write(_HEAD.pack(_BEGINS_WITH, len(body)) + body)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next frame's body, or None at the end of the stream."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
+def read_from_body(stream: BinaryIO) -> FromBody | None:
+    """The next frame of a body process, or None at the end of the stream. Raises NoFrame."""
+    body = _read_body(stream)
+    try:
+        return None if body is None else _FROM_BODY.decode(body)
+    except UNREADABLE as error:
+        raise UnreadableFrame(f"its body process sent what cannot be read: {error}") from error
+
+
+def read_to_body(stream: BinaryIO) -> ToBody | None:
+    """The next frame of the worker, or None at the end of the stream. Raises NoFrame."""
+    body = _read_body(stream)
+    try:
+        return None if body is None else _TO_BODY.decode(body)
+    except UNREADABLE as error:
+        raise UnreadableFrame(f"its body process cannot read what the worker sent: {error}") from error
+
+
+def _read_body(stream: BinaryIO) -> bytes | None:
+    head = stream.read(_HEAD.size)
+    if not head.startswith(_BEGINS_WITH[: len(head)]):
+        raise NoFrame(f"something else wrote to the pipe of its body process: {head[:_SHOWN_BYTES]!r}")
+    if len(head) < _HEAD.size:
         return None
-    (length,) = _LENGTH.unpack(head)
+    _, length = _HEAD.unpack(head)
+    if length > _LONGEST_FRAME_BYTES:
+        raise NoFrame(f"something else wrote to the pipe of its body process: a frame of {length} bytes")
     body = stream.read(length)
     return body if len(body) == length else None

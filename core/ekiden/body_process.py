@@ -7,14 +7,15 @@
                             <-- Done ---
 
 A body that must be ended is ended with its process; the worker keeps the delivery and says what became of it. When the
-worker vanishes the pipe closes, and the body process ends at once. Frames are a four-byte length and JSON; user
-code's standard output goes to standard error, because standard output is the pipe.
+worker vanishes the pipe closes, and the body process ends at once. User code's standard output goes to standard error,
+because standard output is the pipe; a body that finds the pipe and writes into it has failed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, assert_never
 import msgspec
 
 from ekiden.body_frames import (
-    FROM_BODY,
     Answer,
     Ask,
     AskBroadcast,
@@ -42,19 +42,21 @@ from ekiden.body_frames import (
     AskWrite,
     Begin,
     Done,
-    FromBody,
+    NoFrame,
     PublishedAnswer,
     Ready,
     Run,
     Unusable,
-    read_frame,
+    read_from_body,
     to_json,
     write_frame,
 )
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
-from ekiden.codec import decode_call
+from ekiden.codec import decode_call, failure_record, type_name
 from ekiden.errors import (
     EkidenError,
+    MisuseError,
+    NotRegistered,
     SoftTimeLimitExceeded,
     WorkerLostError,
 )
@@ -62,10 +64,11 @@ from ekiden.execution import run, run_async
 from ekiden.loggers import safe_logger
 from ekiden.message import Message, Published
 from ekiden.options import Policy
-from ekiden.outcomes import Outcome
+from ekiden.outcomes import Failed, Outcome
 from ekiden.plan import exit_text
 from ekiden.pools import is_users_code
 from ekiden.request import Request
+from ekiden.safe_text import text_of
 from ekiden.spawning import deaf_to, end_with_parent, ignore_interrupts, obey
 
 if TYPE_CHECKING:
@@ -107,9 +110,13 @@ class BodyProcess:
         """Wait until the app is imported there. Raises WorkerLostError when it cannot be."""
         try:
             write_frame(self._to, Begin(self._target, list(sys.path), logging.getLogger().getEffectiveLevel()))
+            frame = read_from_body(self._from)
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
-        match self._next():
+        except NoFrame as error:
+            self._process.kill()
+            raise WorkerLostError(f"the body process could not start: {error}") from error
+        match frame:
             case Ready():
                 return
             case Unusable(reason=reason):
@@ -118,11 +125,15 @@ class BodyProcess:
                 raise self._died()
 
     def run(self, frame: Run, answer: Callable[[Ask], Answer]) -> Outcome:
-        """Execute a call there, answering what its body asks. Raises WorkerLostError when the process dies."""
+        """Execute a call there, answering what its body asks.
+
+        Raises WorkerLostError when the process dies. Raises MisuseError when the call cannot be sent there, or what
+        comes from there cannot be read: then the process is of no use any more.
+        """
         try:
             write_frame(self._to, frame)
             while True:
-                match self._next():
+                match read_from_body(self._from):
                     case Done(outcome=outcome):
                         return outcome
                     case None | Ready() | Unusable():
@@ -131,14 +142,21 @@ class BodyProcess:
                         write_frame(self._to, answer(ask))
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
-
-    def _next(self) -> FromBody | None:
-        body = read_frame(self._from)
-        return None if body is None else FROM_BODY.decode(body)
+        except NoFrame as error:
+            self._process.kill()
+            raise MisuseError(text_of(error)) from error
 
     def _died(self) -> WorkerLostError:
         self._process.kill()
         return WorkerLostError(f"the process that ran the body died: {exit_text(self._process.wait())}")
+
+    def is_usable(self) -> bool:
+        """Whether it can take the next call: it lives, and nothing came from it since the last one ended."""
+        if not hasattr(select, "poll"):
+            return self._process.poll() is None  # Windows: what came from it is noticed by the next call
+        waiting = select.poll()
+        waiting.register(self._from.fileno(), select.POLLIN)
+        return not waiting.poll(0)
 
     def kill(self) -> None:
         """End it at once."""
@@ -163,11 +181,14 @@ def _search_path() -> list[str]:
 
 
 def answer_ask(ask: Ask, publish: Publish, app: Ekiden) -> Answer:
-    """Do for a body what it asked for, and say how that went."""
+    """Do for a body what it asked for, and say how that went. Raises nothing: a body may ask for anything."""
     try:
         return Answer(msgspec.Raw(to_json(_done(ask, publish, app))))
     except EkidenError as error:
-        return Answer(error_kind=type(error).__name__, error=str(error))
+        return Answer(error_kind=type(error).__name__, error=text_of(error))
+    except Exception as error:
+        logger.exception("a body process asked for what cannot be done")
+        return Answer(error_kind=EkidenError.__name__, error=f"{type_name(type(error))}: {text_of(error)}")
 
 
 def _done(ask: Ask, publish: Publish, app: Ekiden) -> Any:
@@ -225,9 +246,24 @@ def main() -> None:
         return
     channel.tell(Ready())
     while True:
+        _tell_outcome(channel, _outcome_of_next(app, channel))
+
+
+def _outcome_of_next(app: Ekiden, channel: Channel) -> Outcome:
+    """How the next call ended. What is wrong with the call itself ends it, and not this process."""
+    try:
         frame = channel.next_frame()
         assert isinstance(frame, Run)
-        channel.tell(Done(execute(app, frame)))
+        return execute(app, frame)
+    except BaseException as error:  # noqa: BLE001 - the worker waits for an outcome
+        return Failed(failure_record(error, None))
+
+
+def _tell_outcome(channel: Channel, outcome: Outcome) -> None:
+    try:
+        channel.tell(Done(outcome))
+    except NoFrame as error:
+        channel.tell(Done(Failed(failure_record(MisuseError(f"how it ended cannot be told: {error}"), None))))
 
 
 def _load(target: str, channel: Channel) -> Ekiden:
@@ -245,7 +281,8 @@ def execute(app: Ekiden, frame: Run) -> Outcome:
     message = frame.message
     call = decode_call(message.body, message.headers)
     task = app.find_task(call.task)
-    assert task is not None, f"{call.task} is a task in the worker, but not in its body process"
+    if task is None:
+        raise NotRegistered(f"{call.task} is a task in the worker, but not in its body process")
     policy = app.policy(task)
     request = Request(call, message.queue, message.priority, frame.attempt, message.headers, frame.hostname)
     if task.is_async:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import msgspec
 
 from ekiden.body_frames import (
-    TO_BODY,
     Answer,
     Ask,
     AskBroadcast,
@@ -28,11 +27,13 @@ from ekiden.body_frames import (
     AskWrite,
     Begin,
     Done,
+    NoFrame,
     PublishedAnswer,
     Ready,
     Run,
+    UnreadableFrame,
     Unusable,
-    read_frame,
+    read_to_body,
     write_frame,
 )
 from ekiden.errors import (
@@ -46,13 +47,17 @@ from ekiden.errors import (
     TransportError,
     UnknownResult,
 )
+from ekiden.loggers import safe_logger
 from ekiden.message import Depth, Message, Published, Seen
 from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.safe_text import text_of
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
 
 if TYPE_CHECKING:
     from ekiden.urls import BrokerURL
 
+
+logger = safe_logger(__name__)
 
 _ERRORS: dict[str, type[EkidenError]] = {
     kind.__name__: kind
@@ -75,22 +80,34 @@ class Channel:
         self._incoming = incoming
         self._outgoing = outgoing
         self._asking = threading.Lock()
+        self._awaits_answer = False
         self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._runs: SimpleQueue[Begin | Run] = SimpleQueue()
+        self._runs: SimpleQueue[Begin | Run | UnreadableFrame] = SimpleQueue()
 
     def read_for_ever(self) -> NoReturn:
         """Hand on what comes in. At the end of the pipe the worker is gone, and so is this process, at once."""
-        while (body := read_frame(self._incoming)) is not None:
-            match TO_BODY.decode(body):
-                case Answer() as answer:
-                    self._answers.put(answer)
-                case frame:
-                    self._runs.put(frame)
-        os._exit(0)
+        while True:
+            frame: Answer | Begin | Run | UnreadableFrame | None
+            try:
+                frame = read_to_body(self._incoming)
+            except UnreadableFrame as error:
+                frame = Answer(error_kind=EkidenError.__name__, error=str(error)) if self._awaits_answer else error
+            except (NoFrame, OSError) as error:
+                logger.critical("this body process ends: %s", error)
+                os._exit(1)
+            if frame is None:
+                os._exit(0)
+            if isinstance(frame, Answer):
+                self._answers.put(frame)
+            else:
+                self._runs.put(frame)
 
     def next_frame(self) -> Begin | Run:
-        """What to do next."""
-        return self._runs.get()
+        """What to do next. Raises UnreadableFrame for what cannot be understood."""
+        frame = self._runs.get()
+        if isinstance(frame, UnreadableFrame):
+            raise frame
+        return frame
 
     def tell(self, frame: Done | Ready | Unusable) -> None:
         """Tell the worker how it went."""
@@ -98,10 +115,19 @@ class Channel:
             write_frame(self._outgoing, frame)
 
     def ask(self, frame: Ask, kind: Any) -> Any:
-        """Ask the worker, and return its answer as ``kind``. Raises the error that it met."""
+        """Ask the worker, and return its answer as ``kind``. Raises the error that it met.
+
+        Raises MisuseError for what cannot be sent to the worker.
+        """
         with self._asking:
-            write_frame(self._outgoing, frame)
-            answer = self._answers.get()
+            self._awaits_answer = True
+            try:
+                write_frame(self._outgoing, frame)
+                answer = self._answers.get()
+            except NoFrame as error:
+                raise MisuseError(text_of(error)) from error
+            finally:
+                self._awaits_answer = False
         if answer.error_kind is not None:
             raise _ERRORS.get(answer.error_kind, EkidenError)(answer.error)
         return msgspec.json.decode(answer.value, type=kind)

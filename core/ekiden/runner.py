@@ -162,10 +162,14 @@ class Runner:
                 continue
             if work.policy.track_started:
                 self._started(job)
-            if self._needs_process(job, work):
-                outcome = self._run_in_process(job, work)
-            else:
-                outcome = self._run_in_thread(job, work, body)
+            try:
+                if self._needs_process(job, work):
+                    outcome = self._run_in_process(job, work)
+                else:
+                    outcome = self._run_in_thread(job, work, body)
+            except Exception as error:  # what a call holds is its own trouble, whatever it is
+                logger.exception("%s could not be run", job)
+                outcome = outcome_of(error, work.policy, work.request, time.time())
             if self._abandoning:
                 return
             job.outcome = outcome
@@ -231,7 +235,7 @@ class Runner:
             if job.terminated:
                 end(Terminated())
             outcome = process.run(frame, self._answer)
-        except WorkerLostError as error:
+        except (WorkerLostError, MisuseError) as error:
             self._processes.drop(process)
             return self._ended_outside(work, ended_by[0] if ended_by else error, began)
         finally:
@@ -294,6 +298,9 @@ class Runner:
         body.after(work.time_limit, body.end, _limit_exceeded(work.time_limit or 0.0))
         try:
             outcome = await run_async(work.task, work.policy, work.request, body.run)
+        except Exception as error:  # as for threads
+            logger.exception("%s could not be run", job)
+            outcome = outcome_of(error, work.policy, work.request, time.time())
         finally:
             del self._interrupts[id(job)]
             body.close()
@@ -336,13 +343,14 @@ class BodyProcesses:
 
     def take(self) -> BodyProcess:
         """A process that is ready: an idle one, or a new one. Raises WorkerLostError when none can be started."""
+        while (idle := self._take_idle()) is not None:
+            if idle.is_usable():
+                return idle
+            # It died, or what the last body left behind in it still writes: that is not the next call's fault.
+            self.drop(idle)
         with self._mutex:
             if self._closed or self._target is None:
                 raise WorkerLostError("the worker is stopping")
-            process = self._idle.pop() if self._idle else None
-            if process is not None:
-                self._taken.add(process)
-                return process
             process = BodyProcess(self._target)
             self._taken.add(process)
         try:
@@ -351,6 +359,14 @@ class BodyProcesses:
             self.drop(process)
             raise
         return process
+
+    def _take_idle(self) -> BodyProcess | None:
+        with self._mutex:
+            if not self._idle:
+                return None
+            process = self._idle.pop()
+            self._taken.add(process)
+            return process
 
     def give_back(self, process: BodyProcess) -> None:
         """Its body has ended by itself: keep it for the next one."""

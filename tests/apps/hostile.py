@@ -3,6 +3,9 @@
 import asyncio
 import dataclasses
 import enum
+import os
+import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -310,4 +313,42 @@ RUNS: list[int] = []
 @app.task(name="innocent")
 def innocent(number: int) -> int:
     RUNS.append(number)
+    return number
+
+
+GARBAGE: dict[str, bytes] = {
+    "a byte": b"x",
+    "what looks like a length": b"\0\0\0\5hello",
+    "text": b"hello\n" * 1000,
+    "half a head": b"ekdn",
+    "a frame that is no JSON": b"ekdn\0\0\0\5hello",
+    "a frame of another kind": b"ekdn\0\0\0\2{}",
+    "a frame that is not done": b'ekdn\0\0\0\x0f{"type":"Done"}',
+    "a huge frame": b"ekdn\xff\xff\xff\xff",
+    "a nested frame": b"ekdn\0\1\0\0" + b"[" * 65536,
+    "an outcome that there is not": b"ekdn\0\0\0\x28" + b'{"type":"Done","outcome":{"type":"None"}}',
+}
+"""What a body can write into the pipe of its process."""
+
+
+@app.task(name="spoil", pool="process")
+def spoil(what: str) -> None:
+    """Write garbage to every pipe of this process."""
+    for descriptor in range(3, 64):
+        try:
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, GARBAGE[what])
+        except OSError:
+            continue  # closed, or its reading end
+
+
+@app.task(name="spoil.later", pool="process")
+def spoil_later(seconds: float) -> int:
+    """Return, and write garbage to every pipe afterwards."""
+    threading.Timer(seconds, spoil.run, ("text",)).start()
+    return os.getpid()
+
+
+@app.task(name="in.process", pool="process")
+def in_process(number: int) -> int:
     return number

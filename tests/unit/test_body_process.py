@@ -5,14 +5,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from ekiden.body_frames import Answer, Ask, AskPublish, Run
 from ekiden.body_process import BodyProcess, answer_ask
 from ekiden.codec import encode_call
-from ekiden.errors import WorkerLostError
-from ekiden.message import Message, new_id
-from ekiden.outcomes import Succeeded
+from ekiden.errors import MisuseError, WorkerLostError
+from ekiden.message import Message, Published, new_id
+from ekiden.outcomes import Failed, Succeeded
 from ekiden.plan import exit_text
+from ekiden.runner import BodyProcesses
 from ekiden.signature import Call
 
 from tests.apps import bodies
@@ -80,6 +82,71 @@ def test_it_ends_when_its_pipe_closes(process: BodyProcess) -> None:
     process._to.close()
 
     eventually(lambda: process._process.poll() is not None, what="it has ended")
+
+
+@pytest.mark.parametrize("how", ["killed", "spoilt"])
+def test_a_process_that_went_bad_while_it_was_idle_harms_no_call(how: str) -> None:
+    processes = BodyProcesses("tests.apps.hostile:app")
+    first = processes.take()
+    if how == "killed":
+        os.kill(first.pid, 9)
+    else:
+        first.run(frame("spoil.later", 0.1), refuse)
+    processes.give_back(first)
+    eventually(lambda: not first.is_usable(), what="it has gone bad")
+
+    second = processes.take()
+
+    assert second.pid != first.pid
+    assert isinstance(second.run(frame("in.process", 5), refuse), Succeeded)
+    processes.give_back(second)
+    assert processes.take() is second
+    processes.give_back(second)
+    processes.close()
+
+
+@pytest.mark.parametrize("header", [object(), "caf\udce9", float])
+def test_what_cannot_be_sent_to_it_is_said_so(process: BodyProcess, header: Any) -> None:
+    unsendable = msgspec.structs.replace(
+        frame("tests.apps.bodies.add", 1, 1), message=Message("x", "default", b"", {"odd": header})
+    )
+
+    with pytest.raises(MisuseError, match="body process"):
+        process.run(unsendable, refuse)
+
+
+def test_a_message_that_it_cannot_read_has_failed(process: BodyProcess) -> None:
+    headers: Any = {"odd": {"a": 1}}
+    unreadable = msgspec.structs.replace(
+        frame("tests.apps.bodies.add", 1, 1), message=Message("x", "default", b"", headers)
+    )
+
+    outcome = process.run(unreadable, refuse)
+
+    assert isinstance(outcome, Failed)
+    assert "cannot read what the worker sent" in outcome.failure.message
+    assert isinstance(process.run(frame("tests.apps.bodies.add", 1, 1), refuse), Succeeded)
+
+
+def test_a_call_of_a_task_that_it_does_not_know_has_failed(process: BodyProcess) -> None:
+    outcome = process.run(frame("no.such.task"), refuse)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.failure.type == "ekiden.errors.NotRegistered"
+    assert isinstance(process.run(frame("tests.apps.bodies.add", 1, 1), refuse), Succeeded)
+
+
+def test_what_it_asks_for_and_cannot_be_done_is_told_to_its_body() -> None:
+    class Strange:
+        """No message, and nothing that can be asked about."""
+
+    def fail(*_: Any) -> list[Published]:
+        raise TypeError("nothing of the kind")
+
+    answer = answer_ask(AskPublish([Strange()]), fail, bodies.app)  # type: ignore[list-item]
+
+    assert answer.error_kind == "EkidenError"
+    assert answer.error == "TypeError: nothing of the kind"
 
 
 def test_its_death_is_told_with_its_cause(process: BodyProcess) -> None:

@@ -88,3 +88,20 @@ def test_a_failure_is_no_larger_than_a_result_may_be(ekiden_app: Ekiden, ekiden_
         assert result.state == "FAILURE"
         assert stored_bytes(ekiden_app, result) <= 2000
         assert str(result.result)
+
+
+def test_what_a_body_writes_into_its_pipe_is_its_own_failure(ekiden_app: Ekiden, ekiden_worker: StartWorker) -> None:
+    worker = ekiden_worker(threads=2)
+    spoilers, innocents = [], []
+    for number, what in enumerate(hostile.GARBAGE):
+        innocents.append(hostile.in_process.delay(number))
+        spoilers.append(hostile.spoil.delay(what))
+
+    for what, result in zip(hostile.GARBAGE, spoilers, strict=True):
+        eventually(result.ready, what=f"{what!r} has ended", within=LONGER)
+        assert (what, result.state) == (what, "FAILURE")
+        assert "body process" in str(result.result), what
+    assert [each.get(LONGER) for each in innocents] == list(range(len(innocents)))
+    eventually(lambda: is_empty(ekiden_app), what="everything is settled")
+    assert {each.headers["ekiden-dead-attempts"] for each in dead_letters(ekiden_app)} == {1}
+    assert worker._thread.is_alive()
