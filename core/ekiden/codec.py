@@ -169,12 +169,16 @@ def _shortened(value: Any, length: int = 80) -> str:
 
 
 class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is kept of an exception: its class by name, its arguments as far as JSON carries them, its text."""
+    """What is kept of an exception: its class by name, its arguments as far as JSON carries them, its text.
+
+    ``args`` are those that its class is made with. ``exceptions``: the members of an ExceptionGroup.
+    """
 
     type: str
     message: str
     args: tuple[Any, ...] = ()
     traceback: str | None = None
+    exceptions: tuple[FailureRecord, ...] = ()
 
 
 class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
@@ -245,13 +249,22 @@ def failure_record(
         cut(text_of(error), share),
         _recorded_arguments(error, share),
         None if traceback_text is None else cut_middle(storable(traceback_text), 2 * share),
+        _members(error, share),
     )
+
+
+def _members(error: BaseException, most_bytes: int) -> tuple[FailureRecord, ...]:
+    """The members of a group, each in its share of the bytes. Too many for that, or too deep: those that fit."""
+    if not isinstance(error, BaseExceptionGroup) or most_bytes < _SMALLEST_FAILURE_BYTES:
+        return ()
+    chosen = error.exceptions[: most_bytes // _SMALLEST_FAILURE_BYTES]
+    return tuple(failure_record(each, None, most_bytes=most_bytes // len(chosen) // 2) for each in chosen)
 
 
 def _recorded_arguments(error: BaseException, most_bytes: int) -> tuple[Any, ...]:
     try:
-        args = tuple(error.args)
-    except BaseException:  # noqa: BLE001 - a user's class may have made something else of ``args``
+        args = (error.message,) if isinstance(error, BaseExceptionGroup) else _made_with(error)
+    except BaseException:  # noqa: BLE001 - a user's class may have made something else of what is asked here
         return ()
     recorded = []
     left = most_bytes
@@ -260,6 +273,14 @@ def _recorded_arguments(error: BaseException, most_bytes: int) -> tuple[Any, ...
         recorded.append(argument)
         left = max(0, left - size)
     return tuple(recorded)
+
+
+def _made_with(error: BaseException) -> tuple[Any, ...]:
+    """The arguments that its class is called with: ``args`` leave out an OSError's file, a JSONDecodeError's text."""
+    reduced = error.__reduce__()
+    if isinstance(reduced, tuple) and len(reduced) > 1 and reduced[0] is type(error) and isinstance(reduced[1], tuple):
+        return reduced[1]
+    return tuple(error.args)
 
 
 def _recorded_argument(argument: object, most_bytes: int) -> tuple[Any, int]:
@@ -295,25 +316,65 @@ for what becomes of the caller's own call, or for what ``get()`` raises on its o
 def rebuild_exception(record: FailureRecord) -> BaseException:
     """The exception that ``record`` tells of: its own class if that is a built-in or imported already, else TaskError.
 
-    Nothing is imported because a message says so, and only exception classes are made. What its raising would say to
-    the caller's own program (StopIteration ends a loop) is a TaskError, too.
+    ``str()`` of it is the worker's text, whatever the class makes of its arguments. Nothing is imported because a
+    message says so, and only exception classes are made. What its raising would say to the caller's own program
+    (StopIteration ends a loop) is a TaskError, too.
     """
     kind = _known_class(record.type)
     if kind is None or issubclass(kind, _MEANS_SOMETHING_ELSE):
         return _task_error(record)
-    try:
-        error = kind(*record.args)
-    except BaseException:  # noqa: BLE001 - a constructor of the user's may want other arguments; TaskError tells it all
-        return _task_error(record)
-    return error if isinstance(error, kind) else _task_error(record)
+    for make in (_made_anew, _without_its_constructor, _with_its_text, _of_a_class_with_its_text):
+        try:
+            error = make(kind, record)
+            if isinstance(error, kind) and text_of(error) == record.message:
+                return error
+        except BaseException:  # noqa: BLE001 - a class of the user's may want other arguments, or do anything
+            continue
+    return _task_error(record)
+
+
+def _made_anew(kind: type[Exception], record: FailureRecord) -> Exception:
+    """By its constructor, with the arguments that it was made with."""
+    if issubclass(kind, ExceptionGroup):
+        members = [each for each in map(rebuild_exception, record.exceptions) if isinstance(each, Exception)]
+        return kind(record.args[0], members)
+    if issubclass(kind, UnicodeDecodeError):
+        encoding, data, *rest = record.args
+        return kind(encoding, msgspec.convert(data, bytes), *rest)
+    return kind(*record.args)
+
+
+def _without_its_constructor(kind: type[Exception], record: FailureRecord) -> Exception:
+    """Where the constructor takes others than it passes on, as most of users' classes do."""
+    error = kind.__new__(kind, *record.args)
+    error.args = record.args
+    return error
+
+
+def _with_its_text(kind: type[Exception], record: FailureRecord) -> Exception:
+    error = kind.__new__(kind, record.message)
+    error.args = (record.message,)
+    return error
+
+
+def _of_a_class_with_its_text(kind: type[Exception], record: FailureRecord) -> Exception:
+    """Where ``__str__`` needs what only the constructor sets: a subclass, since ``except`` has to work."""
+    body = {"__str__": lambda _self: record.message, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return _with_its_text(type(kind.__name__, (kind,), body), record)
 
 
 def _known_class(dotted: str) -> type[Exception] | None:
-    """The exception class of that name, in a module that is imported; None where there is none."""
-    module_name, _, name = dotted.rpartition(".")
-    module = builtins if module_name in {"", "builtins"} else sys.modules.get(module_name)
-    kind = vars(module).get(name) if isinstance(module, ModuleType) else None
-    return kind if isinstance(kind, type) and issubclass(kind, Exception) else None
+    """The exception class of that name in a module that is imported, maybe inside another class; None for no such."""
+    parts = dotted.split(".")
+    if len(parts) == 1:
+        parts.insert(0, builtins.__name__)
+    for length in range(len(parts) - 1, 0, -1):
+        found: object = sys.modules.get(".".join(parts[:length]))
+        if isinstance(found, ModuleType):
+            for name in parts[length:]:
+                found = vars(found).get(name) if isinstance(found, ModuleType | type) else None
+            return found if isinstance(found, type) and issubclass(found, Exception) else None
+    return None
 
 
 def _task_error(record: FailureRecord) -> TaskError:

@@ -431,35 +431,121 @@ class PickyError(Exception):
         super().__init__(reason)
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("x", 1), KeyError("k"), OwnError(5, "t"), OSError(2, "No such file"), Exception()], ids=repr
-)
+class DressedError(Exception):
+    """Its constructor writes another text than it was given."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the code is {code}")
+        self.code = code
+
+
+class TalkativeError(Exception):
+    """Its text needs what only its constructor sets."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__()
+        self.code, self.reason = code, reason
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
+
+
+class Model:
+    class DoesNotExist(LookupError):
+        pass
+
+    class Inner:
+        class DeepError(Exception):
+            pass
+
+
+def json_error() -> Exception:
+    import json
+
+    try:
+        json.loads("[1,\n x]")
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+def file_error() -> Exception:
+    try:
+        open("/no/such/file").close()
+    except OSError as error:
+        return error
+    raise AssertionError
+
+
+REBUILT = [
+    ValueError("x", 1),
+    KeyError("k"),
+    OwnError(5, "t"),
+    OSError(2, "No such file"),
+    Exception(),
+    Model.DoesNotExist("no row"),
+    Model.Inner.DeepError("deep"),
+    file_error(),
+    OSError(18, "Invalid link", "from", None, "to"),
+    json_error(),
+    UnicodeDecodeError("utf-8", b"\xff\xfe", 0, 1, "bad"),
+    UnicodeEncodeError("ascii", "caf\xe9", 3, 4, "bad"),
+    ImportError("no module", name="x"),
+]
+TEXT_KEPT = [PickyError(reason="no"), DressedError(5), TalkativeError(404, "gone"), ValueError(object())]
+
+
+@pytest.mark.parametrize("error", REBUILT, ids=repr)
 def test_an_exception_of_a_known_class_is_rebuilt(error: Exception) -> None:
     rebuilt = rebuild_exception(failure_record(error, "Traceback ..."))
 
     assert type(rebuilt) is type(error)
     assert rebuilt.args == error.args
     assert str(rebuilt) == str(error)
+    assert getattr(rebuilt, "filename", None) == getattr(error, "filename", None)
+    assert getattr(rebuilt, "filename2", None) == getattr(error, "filename2", None)
+    assert getattr(rebuilt, "pos", None) == getattr(error, "pos", None)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        PickyError(reason="no"),
-        SystemExit("bye"),
-        ExceptionGroup("two", [ValueError("a"), KeyError("b")]),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-    ],
-    ids=["picky", "exit", "group", "unicode"],
-)
-def test_an_exception_that_cannot_be_made_again_is_a_task_error_that_tells_of_it(error: BaseException) -> None:
+@pytest.mark.parametrize("error", TEXT_KEPT, ids=lambda error: type(error).__name__)
+def test_whatever_a_constructor_does_the_class_and_the_text_are_the_workers(error: Exception) -> None:
     rebuilt = rebuild_exception(failure_record(error, "Traceback ..."))
 
-    if type(rebuilt) is type(error):
-        return
-    assert isinstance(rebuilt, TaskError)
+    assert isinstance(rebuilt, type(error))
     assert str(rebuilt) == str(error)
-    assert (rebuilt.type_name or "").endswith(type(error).__qualname__)
+    assert type(rebuilt).__name__ == type(error).__name__
+
+
+def test_a_group_brings_its_members() -> None:
+    group = ExceptionGroup("two", [ValueError("a"), ExceptionGroup("more", [KeyError("b"), DressedError(3)])])
+
+    rebuilt = rebuild_exception(failure_record(group, None))
+
+    assert isinstance(rebuilt, ExceptionGroup)
+    values, others = rebuilt.split(ValueError)
+    assert str(values) == "two (1 sub-exception)"
+    assert others is not None
+    assert [str(each) for each in others.exceptions[0].exceptions] == ["'b'", "the code is 3"]
+
+
+def test_a_group_of_any_size_and_depth_is_bounded() -> None:
+    group: Exception = ValueError("deepest")
+    for number in range(60):
+        group = ExceptionGroup(str(number), [group, *(ValueError("x" * 500) for _ in range(50))])
+
+    body = encode_outcome(OutcomeRecord(failure=failure_record(group, None, most_bytes=100_000)))
+
+    assert len(body) < 200_000
+    assert decode_outcome(body).failure is not None
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), StopIteration(3)], ids=repr)
+def test_what_would_end_the_callers_own_program_is_a_task_error_that_tells_of_it(error: BaseException) -> None:
+    rebuilt = rebuild_exception(failure_record(error, "Traceback ..."))
+
+    assert type(rebuilt) is TaskError
+    assert str(rebuilt) == str(error)
+    assert rebuilt.type_name == type(error).__qualname__
     assert rebuilt.traceback_text == "Traceback ..."
 
 
