@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 
 import msgspec
 
@@ -275,12 +275,21 @@ _MAYBE_LOST = (
 class AsyncResult(Generic[R_co]):
     """The result of a task, now or later. ``get()`` or ``await`` it.
 
-    Asking costs a trip to the backend; a final state is remembered and asked for once.
+    Asking costs a trip to the backend; a final state is remembered and asked for once. Of a call whose result is
+    ``ignored`` nothing is ever stored: ``get()`` and ``await`` give None at once.
     """
 
-    def __init__(self, id: str, app: ResultSource, *, parent: AsyncResult[Any] | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        id: str,  # noqa: A002
+        app: ResultSource,
+        *,
+        parent: AsyncResult[Any] | None = None,
+        ignored: bool = False,
+    ) -> None:
         self.id = id
         self.parent = parent
+        self.ignored = ignored
         self._source = app
         self._final: StoredResult | None = None
 
@@ -378,6 +387,8 @@ class AsyncResult(Generic[R_co]):
         for what never ran, and ResultTimeout after ``timeout`` seconds. Inside a task it raises MisuseError unless
         ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
         """
+        if self.ignored:
+            return cast("R_co", None)
         self._source.check_may_wait(allow_join)
         value: R_co = self._returned(self._waited(timeout), propagate)
         return value
@@ -385,6 +396,8 @@ class AsyncResult(Generic[R_co]):
     wait = get
 
     def __await__(self) -> Generator[Any, None, R_co]:
+        if self.ignored:
+            return cast("R_co", None)
         stored = self._final
         if stored is None:
             self._check_can_come()

@@ -107,7 +107,7 @@ class Signature(msgspec.Struct, frozen=True):
     on_error: tuple[Signature, ...] = ()
     sender: Sender | None = None
 
-    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+    def delay(self, /, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send it now, with ``args`` before its own and ``kwargs`` over its own."""
         return self.apply_async(args, kwargs)
 

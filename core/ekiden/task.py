@@ -124,7 +124,7 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here, as if it were no task."""
         return self.run(*args, **kwargs)  # type: ignore[no-any-return]
 
@@ -149,7 +149,7 @@ class Task(Generic[P, R]):
 
     # Sending.
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a call with these arguments; a worker makes it. Returns its result to come.
 
         Raises TaskArgumentsError (a TypeError) for arguments that do not fit, BrokerUnavailable or BrokerRefused
@@ -211,7 +211,7 @@ class Task(Generic[P, R]):
         declared = self.declared(app.conf) if app.conf.task_annotations else self.options
         return send(app, self._message(app, args, kwargs or {}, options), options, declared)
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for ``async`` callers: the event loop runs on until the broker has the message."""
         return await self.aapply_async(args, kwargs)
 
@@ -231,7 +231,7 @@ class Task(Generic[P, R]):
         _make_ready(app, messages, checked.chosen_ids())
         answers = await app.publisher.publish_async(messages, how)
         _check_and_note(messages, answers)
-        return AsyncResult(messages[0].id, app)
+        return AsyncResult(messages[0].id, app, ignored=self._ignores(app.conf, checked))
 
     def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any] | Signature], **options: Any
@@ -254,7 +254,8 @@ class Task(Generic[P, R]):
                 messages = _addressed(app, messages, self.declared(app.conf), how)
             _make_ready(app, messages, chosen)
             _check_and_note(messages, app.publisher.publish(messages, how))
-            results.extend(AsyncResult(message.id, app) for message in messages)
+            ignored = self._ignores(app.conf, shared)
+            results.extend(AsyncResult(message.id, app, ignored=ignored) for message in messages)
         return results
 
     def apply(
@@ -267,6 +268,10 @@ class Task(Generic[P, R]):
         app = self._find_app(self.name)
         message = self._message(app, args, kwargs or {}, call_options(self.name, options))
         return EagerResult(message.id, app, app.apply_message(message))
+
+    def _ignores(self, conf: Settings, options: CallOptions) -> bool:
+        """Whether nothing is stored of a call with these options."""
+        return is_ignored(conf, self.declared(conf), options)
 
     def _message_of(self, app: TaskApp, call: object, shared: CallOptions) -> Message:
         """The message of one of many calls."""
@@ -294,11 +299,11 @@ class Task(Generic[P, R]):
 
     # Signing.
 
-    def s(self, *args: Any, **kwargs: Any) -> Signature:
+    def s(self, /, *args: Any, **kwargs: Any) -> Signature:
         """A signature: this call, to be sent later or after another one, whose result then comes before ``args``."""
         return self.signature(args, kwargs)
 
-    def si(self, *args: Any, **kwargs: Any) -> Signature:
+    def si(self, /, *args: Any, **kwargs: Any) -> Signature:
         """An immutable signature: it is not given the result of what it follows."""
         return self.signature(args, kwargs, immutable=True)
 
@@ -443,7 +448,7 @@ class Task(Generic[P, R]):
 class AsyncTask(Task[P, R]):
     """A task whose function is ``async def``: calling it gives a coroutine, its result is what that returns."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """The coroutine, not yet running."""
         return self.run(*args, **kwargs)  # type: ignore[no-any-return]
 
@@ -547,9 +552,19 @@ def send(app: TaskApp, message: Message, options: CallOptions, declared: TaskOpt
     how = options.publishing(app.conf)
     if app.wants_replies is not False and not app.stores_results():
         messages = _addressed(app, messages, declared, how)
-    _make_ready(app, messages, options.chosen_ids())
+    if options.task_id is not None or hooks.before_task_publish.receivers:
+        _make_ready(app, messages, options.chosen_ids())
     _check_and_note(messages, app.publisher.publish(messages, how))
-    return AsyncResult(message.id, app)
+    return AsyncResult(message.id, app, ignored=is_ignored(app.conf, declared, options))
+
+
+def is_ignored(conf: Settings, declared: TaskOptions | None, options: CallOptions) -> bool:
+    """Whether nothing is stored of a call: it says so itself, else its task, else the setting."""
+    if options.ignore_result is not None:
+        return options.ignore_result
+    if declared is None or declared.ignore_result is UNSET:
+        return conf.task_ignore_result
+    return declared.ignore_result
 
 
 def _addressed(
@@ -559,9 +574,7 @@ def _addressed(
 
     Raises BrokerUnavailable when the reply queue cannot be opened within the publish timeout.
     """
-    ignored = app.conf.task_ignore_result
-    if declared is not None and declared.ignore_result is not UNSET:
-        ignored = declared.ignore_result
+    ignored = is_ignored(app.conf, declared, NOTHING_SAID)
     wanted = [wanted_results(message.body, ignored_by_default=ignored) for message in messages]
     ids = [task_id for each in wanted for task_id in each]
     if not ids:

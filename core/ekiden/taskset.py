@@ -73,8 +73,7 @@ class TaskSet:
         """
         if function is None:
             return lambda declared: self.task(declared, name=name, bind=bind, base=base, **options)  # type: ignore[call-overload]
-        if not callable(function):
-            raise ConfigurationError(f"a task is declared on a function, not on {function!r}.")
+        _check_function(function, name)
         task_name = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
         kind = base or (AsyncTask if inspect.iscoroutinefunction(function) else Task)
         of_class = options_of_class(kind, Task)
@@ -99,6 +98,11 @@ class TaskSet:
             raise ConfigurationError(
                 f"two tasks are called {task.name!r}: {there.declared_at} and {task.declared_at}; give one of them "
                 "name=."
+            )
+        if there is not None and _is_another(there.__wrapped__, task.__wrapped__):
+            raise ConfigurationError(
+                f"two tasks are called {task.name!r}: both are functions that {task.declared_at} makes; give each "
+                "name=, or use functools.wraps() where a decorator makes them."
             )
         self._tasks[task.name] = task
 
@@ -137,6 +141,40 @@ class _BoundDecorator(Protocol):
     def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+
+
+def _check_function(function: object, name: str | None) -> None:
+    """Raise ConfigurationError for what no worker could run, or what has no name to be found by."""
+    if not callable(function):
+        raise ConfigurationError(f"a task is declared on a function, not on {function!r}.")
+    if isinstance(function, type):
+        raise ConfigurationError(
+            f"a task is declared on a function, not on the class {function.__qualname__}; declare one with base=."
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"{getattr(function, '__qualname__', function)}() is a generator, and nobody would take its values; return "
+            "a list, or send a task for each value."
+        )
+    if name is None and not hasattr(function, "__qualname__"):
+        raise ConfigurationError(f"{function!r} has no name that a worker could find it by; give it name=.")
+
+
+def _is_another(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether one piece of code made two functions that do different things: closures, methods of two objects.
+
+    A module that is imported again has code of its own.
+    """
+    code = getattr(getattr(one, "__func__", one), "__code__", None)
+    if one is other or code is None or code is not getattr(getattr(other, "__func__", other), "__code__", None):
+        return False
+    return _bound_to(one) != _bound_to(other)
+
+
+def _bound_to(function: Callable[..., Any]) -> list[int]:
+    """What tells functions of the same code apart: the object of a method, the variables of a closure."""
+    cells = getattr(getattr(function, "__func__", function), "__closure__", None) or ()
+    return [id(getattr(function, "__self__", None)), *(id(cell) for cell in cells)]
 
 
 def _check_where_it_runs(task: Task[..., Any]) -> None:
