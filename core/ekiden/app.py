@@ -47,7 +47,7 @@ from ekiden.request import Request, running
 from ekiden.results import AsyncResult, Backend, StoredResult
 from ekiden.routes import queues_named
 from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, only_settings, translated_setting
-from ekiden.signature import Signature
+from ekiden.signature import Signature, call_arguments
 from ekiden.states import State
 from ekiden.task import Task, TaskApp, compose, options_of, send
 from ekiden.taskset import TaskSet, shared_task
@@ -178,22 +178,24 @@ class Ekiden(TaskSet):
     # Sending.
 
     def send_task(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Send a call of a task by its name, known here or not; ``options`` are those of ``apply_async``."""
         task = self.find_task(name)
         declared = task.declared(self.conf) if task else None
         checked = call_options(name, options)
-        message = compose(self.conf, name, declared, args=args, kwargs=kwargs or {}, options=checked)
+        args, kwargs = call_arguments(name, args, kwargs)
+        message = compose(self.conf, name, declared, args=args, kwargs=kwargs, options=checked)
         return send(self, message, checked, declared)
 
     def signature(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, name: str, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Signature:
         """A signature of a task by its name."""
         immutable = options.pop("immutable", False)
         call_options(name, options)
-        return Signature(name, tuple(args), kwargs or {}, options, immutable, sender=self)
+        args, kwargs = call_arguments(name, args, kwargs)
+        return Signature(name, tuple(args), kwargs, options, immutable, sender=self)
 
     def send(self, signature: Signature) -> AsyncResult[Any]:
         """Send the call that ``signature`` describes."""

@@ -257,11 +257,13 @@ def check_call_options(task_name: str, options: CallOptions) -> None:
         check_queue_name(options.queue)
     if options.priority is not None:
         check_priority(options.priority)
-    if options.headers:
+    if options.headers is not None:
         _check_headers(task_name, options.headers)
 
 
 def _check_headers(task_name: str, headers: Mapping[Any, Any]) -> None:
+    if not isinstance(headers, Mapping):
+        raise TaskArgumentsError(f"{task_name}: headers is a mapping of text to values, not {headers!r}.")
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float | bool | None):
             raise TaskArgumentsError(

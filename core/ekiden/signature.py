@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta
 
-from ekiden.errors import MisuseError
+from ekiden.errors import MisuseError, TaskArgumentsError
 from ekiden.message import HeaderValue, derived_id
 from ekiden.options import PositiveSeconds, Priority, call_options, check_call_options
+from ekiden.safe_text import repr_of
 
 if TYPE_CHECKING:
     from ekiden.results import AsyncResult
 
 FORMAT_VERSION = 1
+_LONGEST_SHOWN = 80
 
 Retries = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """Every result store can hold it."""
@@ -112,7 +114,7 @@ class Signature(msgspec.Struct, frozen=True):
         return self.apply_async(args, kwargs)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Send it now; ``options`` go over its own. Raises MisuseError for a signature that no app made."""
         if self.sender is None:
@@ -122,17 +124,20 @@ class Signature(msgspec.Struct, frozen=True):
             )
         return self.sender.send(self.clone(args, kwargs, **options))
 
-    def clone(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Signature:
+    def clone(
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature:
         """A copy with ``args`` before its own, and ``kwargs`` and ``options`` over its own.
 
         An immutable signature keeps its arguments as they are.
         """
+        args, kwargs = call_arguments(self.task, args, kwargs)
         if self.immutable:
-            args, kwargs = (), None
+            args, kwargs = (), {}
         return msgspec.structs.replace(
             self,
             args=(*args, *self.args),
-            kwargs={**self.kwargs, **(kwargs or {})},
+            kwargs={**self.kwargs, **kwargs},
             options={**self.options, **options},
         )
 
@@ -189,12 +194,18 @@ class Signature(msgspec.Struct, frozen=True):
         )
 
 
-def _signatures(link: Signature | Sequence[Signature]) -> tuple[Signature, ...]:
-    return (link,) if isinstance(link, Signature) else tuple(link)
+def _signatures(link: Signature | Sequence[Signature] | None) -> tuple[Signature, ...]:
+    if link is None:
+        return ()
+    return tuple(link) if isinstance(link, list | tuple) else (link,)  # type: ignore[return-value]  # check_links refuses it
 
 
-def check_links(link: Signature | Sequence[Signature]) -> None:
+def check_links(link: Signature | Sequence[Signature] | None) -> None:
     """Raise for what cannot be linked, and for options of a linked call that cannot be."""
+    if link is None:
+        return
+    if not isinstance(link, Signature | list | tuple):
+        raise MisuseError(f"link takes signatures, such as add.s(1), not {link!r}.")
     for each in (link,) if isinstance(link, Signature) else link:
         if not isinstance(each, Signature):
             raise MisuseError(f"link takes signatures, such as add.s(1), not {each!r}.")
@@ -202,6 +213,24 @@ def check_links(link: Signature | Sequence[Signature]) -> None:
         check_call_options(each.task, options)
         for following in (options.link, options.link_error, each.on_success, each.on_error):
             check_links(following)
+
+
+def call_arguments(task_name: str, args: Any, kwargs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments of a call as they were given; None is none. Raises TaskArgumentsError for what holds none."""
+    if args is None:
+        args = ()
+    if kwargs is None:
+        kwargs = {}
+    if isinstance(args, str | bytes | bytearray) or not isinstance(args, Sequence):
+        shown = repr_of(args)[:_LONGEST_SHOWN]
+        raise TaskArgumentsError(
+            f"{task_name}: args is a list or tuple of arguments, not {shown}; for one argument write ({shown},)."
+        )
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        raise TaskArgumentsError(
+            f"{task_name}: kwargs is a mapping of arguments by their names, not {repr_of(kwargs)[:_LONGEST_SHOWN]}."
+        )
+    return args if isinstance(args, list | tuple) else tuple(args), kwargs
 
 
 def seconds_until(moment: float | datetime | None, now: float) -> float | None:

@@ -48,7 +48,7 @@ from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, Stor
 from ekiden.retry import retry_delay, tries_left
 from ekiden.safe_text import repr_of, text_of
 from ekiden.settings import Settings
-from ekiden.signature import Call, Sender, Signature, check_links, seconds_until
+from ekiden.signature import Call, Sender, Signature, call_arguments, check_links, seconds_until
 from ekiden.states import State
 from ekiden.transport import Transport
 
@@ -159,7 +159,7 @@ class Task(Generic[P, R]):
 
     def apply_async(
         self,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         countdown: float | None = None,
@@ -169,8 +169,8 @@ class Task(Generic[P, R]):
         priority: int | None = None,
         task_id: str | None = None,
         headers: Mapping[str, HeaderValue] | None = None,
-        link: Signature | Sequence[Signature] = (),
-        link_error: Signature | Sequence[Signature] = (),
+        link: Signature | Sequence[Signature] | None = (),
+        link_error: Signature | Sequence[Signature] | None = (),
         ignore_result: bool | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
@@ -209,19 +209,19 @@ class Task(Generic[P, R]):
             publish_timeout=publish_timeout,
         )
         declared = self.declared(app.conf) if app.conf.task_annotations else self.options
-        return send(app, self._message(app, args, kwargs or {}, options), options, declared)
+        return send(app, self._message(app, args, kwargs, options), options, declared)
 
     async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """``delay`` for ``async`` callers: the event loop runs on until the broker has the message."""
         return await self.aapply_async(args, kwargs)
 
     async def aapply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[R]:
         """``apply_async`` for ``async`` callers, with the same options."""
         app = self._find_app(self.name)
         checked = call_options(self.name, options)
-        messages: Sequence[Message] = (self._message(app, args, kwargs or {}, checked),)
+        messages: Sequence[Message] = (self._message(app, args, kwargs, checked),)
         how = checked.publishing(app.conf)
         if not app.stores_results():
             import asyncio  # 40 ms to import, and not every program awaits
@@ -259,14 +259,14 @@ class Task(Generic[P, R]):
         return results
 
     def apply(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> EagerResult[R]:
         """Execute a call here and now, the way a worker would: encoded, decoded, tried again, with its handlers.
 
         Further tries and what is linked run at once, whatever their delay. Nothing is sent or stored.
         """
         app = self._find_app(self.name)
-        message = self._message(app, args, kwargs or {}, call_options(self.name, options))
+        message = self._message(app, args, kwargs, call_options(self.name, options))
         return EagerResult(message.id, app, app.apply_message(message))
 
     def _ignores(self, conf: Settings, options: CallOptions) -> bool:
@@ -290,8 +290,12 @@ class Task(Generic[P, R]):
                     f"not {call!r}; write ({call!r},)."
                 )
 
-    def _message(self, app: TaskApp, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Message:
+    def _message(
+        self, app: TaskApp, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: CallOptions
+    ) -> Message:
         """The message of one call, its arguments checked."""
+        if type(args) is not tuple or type(kwargs) is not dict or kwargs:
+            args, kwargs = call_arguments(self.name, args, kwargs)
         declared = self.declared(app.conf) if app.conf.task_annotations else self.options
         if app.conf.task_typing if declared.typing is UNSET else declared.typing:
             self.parameters.check(self.name, args, kwargs)
@@ -309,7 +313,7 @@ class Task(Generic[P, R]):
 
     def signature(
         self,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         immutable: bool = False,
@@ -317,7 +321,8 @@ class Task(Generic[P, R]):
     ) -> Signature:
         """A signature with options of ``apply_async``."""
         call_options(self.name, options)
-        return Signature(self.name, tuple(args), kwargs or {}, options, immutable, sender=_LateSender(self))
+        args, kwargs = call_arguments(self.name, args, kwargs)
+        return Signature(self.name, tuple(args), kwargs, options, immutable, sender=_LateSender(self))
 
     def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802 - Celery's name
         """The result of a call of this task by its id."""

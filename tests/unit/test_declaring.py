@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ekiden import Ekiden
-from ekiden.errors import ConfigurationError
+from ekiden.errors import ConfigurationError, EkidenError, TaskArgumentsError
 from ekiden.message import new_id
 
 
@@ -179,3 +179,82 @@ def test_an_ignored_result_can_be_awaited(app: Ekiden) -> None:
         return result.ignored, await result
 
     assert asyncio.run(send()) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "said"),
+    [
+        ("ab", None, "args is a list or tuple of arguments, not 'ab'; for one argument write ('ab',)"),
+        (5, None, "args is a list or tuple of arguments, not 5"),
+        ({"x": 1}, None, "args is a list or tuple of arguments, not {'x': 1}"),
+        (b"ab", None, "args is a list or tuple of arguments"),
+        ((), ["x"], "kwargs is a mapping of arguments by their names, not ['x']"),
+        ((), {1: 2}, "kwargs is a mapping of arguments by their names, not {1: 2}"),
+        ((), "x", "kwargs is a mapping of arguments by their names, not 'x'"),
+    ],
+)
+def test_arguments_that_are_none_are_refused_at_every_door(app: Ekiden, args: Any, kwargs: Any, said: str) -> None:
+    @app.task(name="take")
+    def take(*args: Any, **kwargs: Any) -> None: ...
+
+    for send in (
+        take.apply_async,
+        take.apply,
+        take.signature,
+        take.s().clone,
+        take.s().apply_async,
+        functools.partial(app.send_task, "take"),
+        functools.partial(app.send_task, "elsewhere"),
+        functools.partial(app.signature, "take"),
+        lambda *given: asyncio.run(take.aapply_async(*given)),
+    ):
+        with pytest.raises(TaskArgumentsError) as refused:
+            send(args, kwargs)
+        assert said in str(refused.value)
+    assert app.transport.depth("default").ready == 0
+
+
+def test_none_is_no_arguments_as_celery_has_it(app: Ekiden) -> None:
+    @app.task(name="take")
+    def take(*args: Any, **kwargs: Any) -> list[Any]:
+        return [list(args), kwargs]
+
+    with app.worker(threads=1):
+        for sent in (
+            take.apply_async(None, None, link=None, link_error=None),
+            app.send_task("take", None, None),
+            take.signature(None, None).apply_async(None, None),
+            app.signature("take", None, None).delay(),
+            take.apply_async(range(2)),
+        ):
+            assert sent.get(timeout=10) in ([[], {}], [[0, 1], {}])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"link": 5}, "link takes signatures"),
+        ({"link": "add"}, "link takes signatures"),
+        ({"link_error": [5]}, "link takes signatures"),
+        ({"headers": [1]}, "headers is a mapping of text to values, not [1]"),
+        ({"headers": "x"}, "headers is a mapping of text to values, not 'x'"),
+        ({"headers": 0}, "headers is a mapping of text to values, not 0"),
+    ],
+    ids=str,
+)
+def test_an_option_of_the_wrong_kind_is_refused_at_every_door(app: Ekiden, option: dict[str, Any], said: str) -> None:
+    @app.task(name="take")
+    def take() -> None: ...
+
+    for send in (take.apply_async, take.apply, functools.partial(app.send_task, "take"), take.s().apply_async):
+        with pytest.raises(EkidenError) as refused:
+            send(**option)
+        assert said in str(refused.value)
+
+
+def test_a_task_is_no_signature(app: Ekiden) -> None:
+    @app.task(name="take")
+    def take() -> None: ...
+
+    with pytest.raises(EkidenError, match=r"link takes signatures, such as add.s\(1\), not <Task take>"):
+        take.apply_async(link=take)
