@@ -273,7 +273,7 @@ class Ekiden(TaskSet):
         from ekiden.futures import WaitingThread  # asyncio takes 40 ms to import, and not every program awaits
 
         with self._mutex:
-            if self._waiting is None:
+            if self._waiting is None or self._waiting.has_failed:
                 self._waiting = WaitingThread(self.opened_backend())
             return self._waiting
 

@@ -24,6 +24,7 @@ from ekiden.control import (
     revocations,
 )
 from ekiden.errors import (
+    TRANSPORT_IS_GONE,
     BackendError,
     ConfigurationError,
     TransportClosed,
@@ -120,6 +121,9 @@ class ControlListener:
         while not self._closed:
             try:
                 self._receive(60.0)
+            except TRANSPORT_IS_GONE:
+                if not self._closed:
+                    raise
             except (TransportError, BackendError) as error:
                 if not self._closed:
                     logger.warning("what apps tell workers could not be heard: %s", error)

@@ -6,6 +6,7 @@
     |- TransportError         the broker's
     |  |- BrokerUnavailable   it may work when tried again: down, full, silent, locked
     |  |- BrokerRefused       it will not: no such right, too large, not a broker
+    |  |- TransportCrashed    our own code failed on a thread of the transport: a bug
     |  '- TransportClosed     this side has been closed already
     |- BackendError           the result backend's
     |  |- BackendRefused      it will never take this value: too large, not storable
@@ -67,8 +68,20 @@ class BrokerRefused(TransportError):
     """The broker will not do it however often it is tried: not permitted, too large, not understood."""
 
 
+class TransportCrashed(TransportError):
+    """Code of the transport itself failed on a thread of its own: a bug, and not the broker's trouble.
+
+    What was under way there may or may not have been done. A consumer or listener that raises this is of no use any
+    more; what is opened or published next gets a new thread.
+    """
+
+
 class TransportClosed(TransportError):
     """A transport, consumer or listener was used after it had been closed."""
+
+
+TRANSPORT_IS_GONE = (TransportCrashed, TransportClosed)
+"""What no waiting mends: the consumer or listener that raises one of these will never do anything any more."""
 
 
 class BackendError(EkidenError):

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from ekiden.errors import MisuseError, UnknownResult
+from ekiden.errors import BackendError, MisuseError, TransportCrashed, UnknownResult
+from ekiden.loggers import safe_logger
 from ekiden.message import Message, Published
 from ekiden.options import Publishing
 from ekiden.results import Backend, StoredResult
+
+logger = safe_logger(__name__)
 
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
@@ -40,18 +43,29 @@ class _Awaited:
 
 
 class PublishingThread:
-    """The one thread that publishes for ``async`` callers."""
+    """The one thread that publishes for ``async`` callers. ``_mutex`` keeps callers from one that has ended."""
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish
         self._queue: SimpleQueue[_Awaited | None] = SimpleQueue()
+        self._taken: list[_Awaited] = []
+        self._mutex = threading.Lock()
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ekiden-async-publisher", daemon=True)
         self._thread.start()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the thread has ended on an error: another one is needed."""
+        return self._failure is not None
 
     async def publish(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
         """Publish with whatever else is waiting; the caller's loop runs on meanwhile."""
         awaited = _Awaited(messages, how)
-        self._queue.put(awaited)
+        with self._mutex:
+            if self._failure is not None:
+                raise _publishing_failed(self._failure)
+            self._queue.put(awaited)
         return await awaited.future
 
     def close(self) -> None:
@@ -60,18 +74,35 @@ class PublishingThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            first = self._queue.get()
-            if first is None:
+        try:
+            self._publish_until_closed()
+        except BaseException as error:
+            logger.critical("the thread that publishes for async callers has failed: %r", error, exc_info=error)
+            with self._mutex:
+                self._failure = error
+                self._take_all()
+            for awaited in self._taken:
+                _resolve(awaited, None, _publishing_failed(error))
+
+    def _publish_until_closed(self) -> None:
+        while (first := self._queue.get()) is not None:
+            self._taken = [first]
+            is_closed = not self._take_all()
+            self._publish_all(self._taken)
+            self._taken = []
+            if is_closed:
                 return
-            group = [first]
-            while not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    self._publish_all(group)
-                    return
-                group.append(following)
-            self._publish_all(group)
+
+    def _take_all(self) -> bool:
+        """Take along what waits in the queue; whether there may be more some time."""
+        while True:
+            try:
+                following = self._queue.get_nowait()
+            except Empty:
+                return True
+            if following is None:
+                return False
+            self._taken.append(following)
 
     def _publish_all(self, waiting: list[_Awaited]) -> None:
         """One publish for all who want it the same way, which is mostly all."""
@@ -93,6 +124,14 @@ class PublishingThread:
         for awaited in group:
             _resolve(awaited, answers[start : start + len(awaited.messages)], None)
             start += len(awaited.messages)
+
+
+def _publishing_failed(error: BaseException) -> TransportCrashed:
+    failed = TransportCrashed(
+        f"The thread that publishes for async callers has failed: {error!r}. The message may have been stored."
+    )
+    failed.__cause__ = error
+    return failed
 
 
 def _resolve(awaited: _Awaited, answers: list[Published] | None, error: Exception | None) -> None:
@@ -122,12 +161,15 @@ class WaitingThread:
         self._wanted = threading.Event()
         self._callbacks: dict[str, list[Callback]] = {}
         self._closed = False
+        self._failed = False
         self._thread = threading.Thread(target=self._run, name="ekiden-results", daemon=True)
         self._thread.start()
 
     def call_when_final(self, task_id: str, callback: Callback) -> None:
         """Call ``callback(result, None)`` from the thread once the task has ended, or ``(None, error)``."""
         with self._mutex:
+            if self._failed:
+                raise BackendError("The thread that waits for results has just failed; ask again.")
             if self._closed:
                 raise MisuseError("the app has been closed while its results were awaited")
             is_new = task_id not in self._callbacks
@@ -168,7 +210,23 @@ class WaitingThread:
             self._backend.wake()
             self._thread.join(_FIRST_WAIT)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the thread has ended on an error: another one is needed."""
+        return self._failed
+
     def _run(self) -> None:
+        try:
+            self._wait_until_closed()
+        except BaseException as error:
+            logger.critical("the thread that waits for results has failed: %r", error, exc_info=error)
+            with self._mutex:
+                self._failed = self._closed = True
+            failed = BackendError(f"The thread that waits for results has failed: {error!r}; ask again.")
+            failed.__cause__ = error
+            self._finish_all(failed)
+
+    def _wait_until_closed(self) -> None:
         ids: list[str] = []
         wait = _FIRST_WAIT
         while True:

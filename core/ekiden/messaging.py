@@ -28,7 +28,14 @@ from typing import Any, Self
 
 import msgspec
 
-from ekiden.errors import ConfigurationError, MessageError, MisuseError, TaskArgumentsError, TransportClosed
+from ekiden.errors import (
+    ConfigurationError,
+    MessageError,
+    MisuseError,
+    TaskArgumentsError,
+    TransportClosed,
+    TransportCrashed,
+)
 from ekiden.loggers import safe_logger
 from ekiden.message import (
     DEFAULT_PRIORITY,
@@ -152,9 +159,10 @@ class Connection:
         """A consumer of one queue, whose leases this connection renews from now on."""
         consumer = self.opened().consumer([name], lease=self._lease, prefetch=MOST_HELD, name=f"messaging-{new_id()}")
         with self._opening:
-            if self._renewing is None:
-                self._renewing = threading.Thread(target=self._renew, name="ekiden-messaging-renew")
-                self._renewing.start()
+            if self._renewing is None or not self._renewing.is_alive():
+                renewing = threading.Thread(target=self._renew, name="ekiden-messaging-renew")
+                renewing.start()
+                self._renewing = renewing
         return consumer
 
     def _check_open(self) -> None:
@@ -176,7 +184,10 @@ class Connection:
             if time.monotonic() - renewed >= self._lease / 3:
                 renewed = time.monotonic()
                 for queue in list(self._queues.values()):
-                    queue.renew()
+                    try:
+                        queue.renew()
+                    except Exception:  # one queue's trouble is not that of the others, nor the end of renewing
+                        logger.exception("queue %s: leases could not be renewed; tried again", queue.name)
 
 
 class Queue:
@@ -239,7 +250,7 @@ class Queue:
             while True:
                 wait = _LONGEST_WAIT if give_up is None else min(_LONGEST_WAIT, max(0.0, give_up - time.monotonic()))
                 self._check_room()
-                deliveries = self.consumer().receive(1, wait)
+                deliveries = self._receive(wait)
                 if deliveries:
                     return self._hand_out(deliveries[0])
                 self._connection.opened()
@@ -275,6 +286,28 @@ class Queue:
             self._consumer = self._connection.consume(self.name)
         return self._consumer
 
+    def _receive(self, wait: float) -> list[Delivery]:
+        consumer = self.consumer()
+        try:
+            return consumer.receive(1, wait)
+        except TransportCrashed:
+            with self._ending:
+                self._drop_consumer(consumer)
+            raise
+
+    def _drop_consumer(self, crashed: Consumer) -> None:
+        """It is of no use any more, and what it held is lost: the next ``get`` opens another one.
+
+        The caller holds ``_ending``.
+        """
+        if self._consumer is not crashed:
+            return
+        self._consumer = None
+        for item in self._held.values():
+            self._warn_of_lost(item)
+        self._held.clear()
+        crashed.close()
+
     def end(self, item: Received) -> bool:
         """Settle an item's delivery; False when it is not this connection's any more."""
         self._connection.opened()
@@ -284,6 +317,8 @@ class Queue:
                 return False
             (answer,) = consumer.settle([Ending(item.delivery)])
             if answer.outcome is SettleOutcome.FAILED:
+                if isinstance(answer.error, TransportCrashed):
+                    self._drop_consumer(consumer)
                 raise answer.error or MessageError("The broker did not say why it did not settle a message.")
             del self._held[item.id]
             if answer.outcome is SettleOutcome.LOST:
@@ -298,9 +333,14 @@ class Queue:
             return  # closing has given it back
         with self._ending:
             consumer = self._holder_of(item)
-            if consumer is not None:
+            if consumer is None:
+                return
+            try:
                 consumer.release([item.delivery], delay)
-                del self._held[item.id]
+            except TransportCrashed:
+                self._drop_consumer(consumer)
+                raise
+            del self._held[item.id]
 
     def renew(self) -> None:
         """Extend the leases of all that is held. Called by the connection's thread."""
@@ -312,10 +352,21 @@ class Queue:
                 answers = self._consumer.extend([item.delivery for item in items])
             except TransportClosed:
                 return
+            failed = [answer.error for answer in answers if answer.outcome is SettleOutcome.FAILED]
+            if any(isinstance(error, TransportCrashed) for error in failed):
+                self._drop_consumer(self._consumer)
+                return
             for item, answer in zip(items, answers, strict=True):
                 if answer.outcome is SettleOutcome.LOST:
                     self._warn_of_lost(item)
                     del self._held[item.id]
+            if failed:
+                logger.warning(
+                    "queue %s: the leases of %d items were not renewed; tried again: %s",
+                    self.name,
+                    len(failed),
+                    failed[0],
+                )
 
     def _check_room(self) -> None:
         if len(self._held) >= MOST_HELD:

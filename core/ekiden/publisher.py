@@ -160,7 +160,7 @@ class Publisher:
         from ekiden.futures import PublishingThread  # asyncio takes 40 ms to import, and not every program awaits
 
         with self._mutex:
-            if self._async is None:
+            if self._async is None or self._async.has_failed:
                 self._async = PublishingThread(self.publish)
             publishing = self._async
         return await publishing.publish(messages, how)

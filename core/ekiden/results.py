@@ -417,7 +417,7 @@ class AsyncResult(Generic[R_co]):
                 self._final = stored
                 try:
                     callback(self)
-                except Exception:
+                except BaseException:  # sys.exit(), too: it is the thread of all who wait
                     logger.exception("%s: the callback %r failed", self.id, callback)
 
         self._check_can_come()

@@ -13,11 +13,14 @@ What this process waits for is either in ``_waiting`` (with the last that was to
 Replies that nobody here waits for are dropped. ``_mutex`` guards both, and all that is counted; ``_opening`` guards
 opening and closing the consumer, which the thread alone receives from and settles with.
 
+Where the thread fails, those who wait at that moment are told; whoever sends or waits next starts another one.
+
 Replies may come late, twice or in another order than they were sent: a state never moves back, as with every backend.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -30,6 +33,7 @@ import msgspec
 from msgspec import Meta
 
 from ekiden.errors import (
+    TRANSPORT_IS_GONE,
     BackendError,
     ConfigurationError,
     MessageError,
@@ -77,14 +81,16 @@ class _Answer(msgspec.Struct, frozen=True):
 class _Wait:
     """Somebody waits for one of ``ids``."""
 
-    __slots__ = ("called", "ids", "over")
+    __slots__ = ("called", "error", "ids", "over")
 
     def __init__(self, ids: set[str], called: threading.Condition) -> None:
         self.ids = ids
         self.called = called
         self.over = False
+        self.error: BaseException | None = None
 
-    def end(self) -> None:
+    def end(self, error: BaseException | None = None) -> None:
+        self.error = error
         self.over = True
         self.called.notify()
 
@@ -111,7 +117,7 @@ class RpcBackend(Backend):
         self._consumer: Consumer | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self._failure: BaseException | None = None
+        self._opened_transport: Callable[[], Transport] | None = None
 
     # The caller's side.
 
@@ -121,6 +127,7 @@ class RpcBackend(Backend):
         Raises BrokerUnavailable when it cannot be opened.
         """
         if self._thread is None:
+            self._opened_transport = transport
             self._open(transport)
         with self._mutex:
             self._check_usable()
@@ -139,19 +146,29 @@ class RpcBackend(Backend):
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
         """Block until one of ``ids`` is final. Raises UnknownResult at once for one whose result cannot come here."""
+        if self._thread is None and self._opened_transport is not None and not self._closed.is_set():
+            self._open_anew(self._opened_transport)
         with self._mutex:
             self._check_usable()
             self._check_known(ids)
             final = self._final(ids)
             if final or timeout <= 0:
                 return final
+            if self._thread is None:
+                raise BackendError("The thread that receives replies has just failed; ask again.")
             wait = _Wait(set(ids), threading.Condition(self._mutex))
             self._waits.add(wait)
             try:
                 wait.called.wait_for(lambda: wait.over, min(timeout, threading.TIMEOUT_MAX))
             finally:
                 self._waits.discard(wait)
-            return self._final(ids)
+            final = self._final(ids)
+            if wait.error is not None and not final:
+                raise BackendError(
+                    f"The thread that receives replies has failed: {wait.error!r}. Ask again: another one "
+                    "receives them; those that came meanwhile may be lost."
+                ) from wait.error
+            return final
 
     def wake(self) -> None:
         """Make every ``wait`` return."""
@@ -205,12 +222,14 @@ class RpcBackend(Backend):
         """End the thread and the reply queue, and wake whoever waits. May be called again."""
         self._closed.set()
         with self._opening:
-            if self._consumer is not None:
-                self._consumer.stop()
-            if self._thread is not None:
-                self._thread.join()
-            if self._consumer is not None:
-                self._consumer.close()
+            consumer, thread = self._consumer, self._thread
+            if consumer is not None:
+                with contextlib.suppress(*TRANSPORT_IS_GONE):
+                    consumer.stop()
+            if thread is not None:
+                thread.join()
+            if consumer is not None:
+                consumer.close()
         self.wake()
 
     def forget_connections(self) -> None:
@@ -230,14 +249,28 @@ class RpcBackend(Backend):
             thread.start()
             self._thread = thread
 
+    def _open_anew(self, opened_transport: Callable[[], Transport]) -> None:
+        try:
+            self._open(opened_transport)
+        except TransportError as error:
+            raise BackendError(f"Replies cannot be received: {error}") from error
+
     # The thread.
 
     def _run(self, consumer: Consumer) -> None:
         try:
             self._receive(consumer)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where somebody waits for results
-            self._failure = error
-            self.wake()
+        except BaseException as error:
+            logger.critical("the thread that receives replies has failed: %r", error, exc_info=error)
+            is_gone = isinstance(error, TRANSPORT_IS_GONE)
+            if is_gone:
+                consumer.close()
+            with self._mutex:
+                if is_gone:
+                    self._consumer = None
+                self._thread = None
+                for wait in self._waits:
+                    wait.end(error)
 
     def _receive(self, consumer: Consumer) -> None:
         pause = 0.0
@@ -355,8 +388,6 @@ class RpcBackend(Backend):
     def _check_usable(self) -> None:
         if self._closed.is_set():
             raise BackendError(f"The result backend {self._url} was closed here; open it again.")
-        if self._failure is not None:
-            raise BackendError(f"replies cannot be received any more: {self._failure!r}") from self._failure
 
 
 def _results_in(delivery: Delivery) -> list[StoredResult]:

@@ -19,7 +19,15 @@ import msgspec
 
 from ekiden.app import Ekiden
 from ekiden.codec import FailureRecord, OutcomeRecord, encode_outcome, failure_record, type_name
-from ekiden.errors import BackendError, BackendRefused, BrokerRefused, EkidenError, MisuseError, TransportError
+from ekiden.errors import (
+    TRANSPORT_IS_GONE,
+    BackendError,
+    BackendRefused,
+    BrokerRefused,
+    EkidenError,
+    MisuseError,
+    TransportError,
+)
 from ekiden.execution import Context, Verdict, dead_letter, keeps_result, verdict, wanted_reply_queue
 from ekiden.job import Job
 from ekiden.loggers import safe_logger
@@ -123,6 +131,8 @@ class Settler:
         self._try_at = 0.0
         self._free_at = time.monotonic()
         self._renew_at = self._free_at + self._renew_every
+        self._renewed_at = self._free_at
+        self._renewal_logged_at: float | None = None
         self.in_trouble = False
         self.ended = 0
         self._thread = threading.Thread(target=self._run, name="ekiden-settler", daemon=True)
@@ -269,6 +279,8 @@ class Settler:
             self._settle()
             if self._unsettled or self._giving_back:
                 self._release()
+        except TRANSPORT_IS_GONE:
+            raise
         except (BackendError, TransportError) as error:
             self._trouble(error)
         else:
@@ -513,14 +525,46 @@ class Settler:
         self._renew_at = now + self._renew_every
         jobs = [job for job in list(self._held.values()) if not job.settled]
         if not jobs:
+            self._renewed_at, self._renewal_logged_at = now, None
             return
-        answers = self._consumer.extend([job.delivery for job in jobs])
-        for job, answer in zip(jobs, answers, strict=True):
+        failure: Exception | None = None
+        for job, answer in zip(jobs, self._extend(jobs), strict=True):
             if answer.outcome is SettleOutcome.LOST and id(job) in self._held:
                 self._drop_lost(job)
             elif answer.outcome is SettleOutcome.FAILED:
-                self._renew_at = now + min(1.0, self._renew_every / _RENEWALS_PER_LEASE)
+                failure = failure or answer.error or TransportError("the broker did not say why")
         self._unsettled = [each for each in self._unsettled if not each.job.lost]
+        self._note_renewal(now, len(jobs), failure)
+
+    def _extend(self, jobs: list[Job]) -> list[Settled]:
+        try:
+            return self._consumer.extend([job.delivery for job in jobs])
+        except TRANSPORT_IS_GONE:
+            raise
+        except TransportError as error:
+            return [Settled(SettleOutcome.FAILED, error)] * len(jobs)
+
+    def _note_renewal(self, now: float, count: int, failure: Exception | None) -> None:
+        """Have what failed tried again soon, and log it: at first, and every few seconds while it lasts."""
+        if failure is None:
+            if self._renewal_logged_at is not None:
+                logger.warning("leases are renewed again")
+            self._renewed_at = now
+            self._renewal_logged_at = None
+            return
+        if isinstance(failure, TRANSPORT_IS_GONE):
+            raise failure
+        self._renew_at = now + min(1.0, self._renew_every / _RENEWALS_PER_LEASE)
+        if self._renewal_logged_at is None or now - self._renewal_logged_at >= _LONGEST_PAUSE_SECONDS:
+            self._renewal_logged_at = now
+            left = self._renew_every * _RENEWALS_PER_LEASE - (now - self._renewed_at)
+            logger.warning(
+                "the leases of up to %d deliveries were not renewed, %s; tried again in %.1f s: %s",
+                count,
+                f"and end in {left:.0f} s unless they are" if left > 0 else "and may have ended: others may run them",
+                self._renew_at - now,
+                failure,
+            )
 
     def _warn_of_late_renewal(self, late: float) -> None:
         # One that has just ended is still held: it may be what held the interpreter until now.

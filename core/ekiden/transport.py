@@ -19,6 +19,10 @@ Promises that hold across methods:
   served in turn unless ``strict``.
 - **Queues named** ``reply.*`` vanish with their messages some time after their consumer; publishing to one that
   does not exist is dropped silently and never creates it. All other queues come to be when first used.
+- **A crash is no trouble of the broker's.** Where the transport's own code fails on a thread of its own (a bug), the
+  transport logs that as CRITICAL, and whatever is asked next gets a new thread. What was under way there raises
+  TransportCrashed, and so does, for good, each consumer or listener that lost its state (``settle`` and ``extend``
+  answer FAILED with it): never BrokerUnavailable, which says that waiting helps. A worker ends with it and is replaced.
 - **After close** every method but ``close`` raises TransportClosed; a wait that ``close`` interrupts returns none.
 - **Threads.** ``Consumer.receive`` is called by one thread; ``settle``, ``release`` and ``extend`` by one other
   meanwhile; ``stop`` by any. ``Transport.publish`` is called by one thread at a time; the other methods by any.
@@ -145,6 +149,14 @@ class Transport(ABC):
     @property
     def longest_hold(self) -> float | None:
         """After so many seconds the broker takes a delivery back however often it is extended; None: never."""
+        return None
+
+    def stalled(self) -> str | None:
+        """Which thread of the transport's own is stuck, and for how long; None while all of them work.
+
+        A worker asks about once a second, from a thread of its own, and does not count as alive meanwhile. Asks no
+        broker, and never blocks; a broker that does not answer is not meant.
+        """
         return None
 
     @abstractmethod

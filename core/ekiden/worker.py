@@ -14,6 +14,7 @@ follows how fast they are worked off.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -30,6 +31,7 @@ from ekiden.codec import decode_call, failure_record
 from ekiden.control import HeardRevocations, revocations
 from ekiden.control_listener import ControlListener
 from ekiden.errors import (
+    TRANSPORT_IS_GONE,
     BackendError,
     BackendRefused,
     ConfigurationError,
@@ -110,6 +112,7 @@ class Worker:
         self._settler: Settler | None = None
         self._runner: Runner | None = None
         self._consumer: Consumer | None = None
+        self._control: ControlListener | None = None
         self._rate = 0.0
         self._rate_measured_at = 0.0
         self._rate_measured_count = 0
@@ -123,7 +126,8 @@ class Worker:
         self._stopping.set()
         self._room.set()
         if self._consumer is not None:
-            self._consumer.stop()
+            with contextlib.suppress(*TRANSPORT_IS_GONE):
+                self._consumer.stop()
 
     def warnings(self) -> list[str]:
         """What its tasks should not rely on with this broker and backend: one sentence each.
@@ -162,7 +166,7 @@ class Worker:
         app = self._app
         opened = app.opened_backend()
         backend = opened if opened.stores else None
-        ears = ControlListener(app, backend, self._held, self._terminate, failed=self._fail)
+        self._control = ears = ControlListener(app, backend, self._held, self._terminate, failed=self.fail)
         self._consumer = consumer = self._opened_consumer(ears)
         if consumer is None:
             ears.close()
@@ -176,7 +180,7 @@ class Worker:
             lease=self.lease,
             progressed=self._room.set,
             tick=self._tick,
-            failed=self._fail,
+            failed=self.fail,
         )
         self._runner = runner = Runner(
             app,
@@ -187,7 +191,7 @@ class Worker:
             settle_first=settler.settle_first,
             started=settler.started,
             ended=settler.end,
-            failed=self._fail,
+            failed=self.fail,
         )
         settler.start()
         runner.start()
@@ -234,7 +238,7 @@ class Worker:
         if self._runner is not None:
             self._runner.terminate(job)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """A thread of ours has met what it cannot handle. The worker ends with it; its deliveries go back."""
         logger.critical("%s cannot go on and ends: %r", self.name, error, exc_info=error)
         self._failure = self._failure or error
@@ -314,7 +318,8 @@ class Worker:
 
     def _wind_up(self, consumer: Consumer, settler: Settler, runner: Runner, ears: ControlListener) -> bool:
         hooks.worker_shutting_down.send(self.name)
-        consumer.stop()
+        with contextlib.suppress(*TRANSPORT_IS_GONE):
+            consumer.stop()
         settler.give_back(runner.take_back())
         clean = self._wait_for_bodies(settler)
         clean = runner.close(0.0 if not clean or self._at_once.is_set() else _AT_ONCE_SECONDS) and clean
@@ -382,6 +387,9 @@ class _Receiver:
                     self._ahead = _ahead_of(time.monotonic() - began)
                 if not deliveries and worker.is_burst() and self._nothing_left():
                     return
+            except TRANSPORT_IS_GONE as error:
+                worker.fail(error)
+                return
             except TransportError as error:
                 self._pause_after(error)
                 continue

@@ -1,20 +1,25 @@
 """The thread that waits for all who await: nobody is forgotten, whenever they come."""
 
+import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from ekiden.errors import BackendError, MisuseError
+from ekiden import Ekiden
+from ekiden.errors import BackendError, MisuseError, TransportCrashed
 from ekiden.futures import WaitingThread
-from ekiden.memory import MemoryBackend
-from ekiden.message import new_id
+from ekiden.memory import MemoryBackend, MemoryTransport
+from ekiden.message import Message, Published, PublishOutcome, new_id
+from ekiden.options import Publishing
+from ekiden.publisher import Publisher
 from ekiden.results import StoredResult
 from ekiden.testing.conformance.pace import assert_quick
 from ekiden.urls import parse_url
 
-from tests.working import PATIENCE
+from tests.working import PATIENCE, eventually
 
 
 class WatchedBackend(MemoryBackend):
@@ -119,6 +124,93 @@ def test_trouble_is_told_to_everyone_and_ends_nothing(
     assert met.error is failure
     assert later.event.wait(PATIENCE)
     assert later.result == final("y")
+
+
+class Bug(BaseException):
+    """What no thread expects."""
+
+
+def test_what_ends_the_thread_is_told_to_everyone(backend: WatchedBackend) -> None:
+    waiting = WaitingThread(backend)
+    met = Called()
+
+    def fail() -> None:
+        raise Bug
+
+    backend.before_wait = fail
+    waiting.call_when_final("x", met)
+
+    assert met.event.wait(PATIENCE)
+    assert isinstance(met.error, BackendError)
+    assert waiting.has_failed
+    with pytest.raises(BackendError, match="has just failed"):
+        waiting.call_when_final("y", Called())
+    waiting.close()
+
+
+def test_an_app_starts_another_thread_where_one_has_failed() -> None:
+    name = new_id()
+    with Ekiden("apart", broker=f"memory://{name}", backend=f"memory://{name}") as app:
+        store = WatchedBackend()
+        app.adopt(app.transport, store)
+        first = app.waiting_thread()
+        met, later = Called(), Called()
+
+        def fail() -> None:
+            store.before_wait = lambda: None
+            raise Bug
+
+        store.before_wait = fail
+        first.call_when_final("x", met)
+        assert met.event.wait(PATIENCE)
+
+        app.waiting_thread().call_when_final("x", later)
+        store.put([final("x")])
+
+        assert later.event.wait(PATIENCE)
+        assert later.result == final("x")
+
+
+def test_a_callback_that_ends_the_program_ends_no_thread() -> None:
+    name = new_id()
+    with Ekiden("apart", broker=f"memory://{name}", backend=f"memory://{name}") as app:
+        called: list[object] = []
+
+        def leave(result: object) -> None:
+            called.append(result)
+            sys.exit(1)
+
+        app.AsyncResult("x").then(leave)
+        app.backend.put([final("x")])
+        eventually(lambda: called, what="it is called")
+        later = Called()
+        app.waiting_thread().call_when_final("y", later)
+        app.backend.put([final("y")])
+
+        assert later.event.wait(PATIENCE)
+        assert later.result == final("y")
+
+
+def test_async_callers_are_told_what_ends_their_thread_and_another_one_begins() -> None:
+    stored: list[str] = []
+
+    class Failing(MemoryTransport):
+        def publish(self, messages: Sequence[Message]) -> list[Published]:
+            if not stored:
+                stored.append("failed")
+                raise Bug
+            return super().publish(messages)
+
+    async def publish() -> list[Published]:
+        return await publisher.publish_async([Message(new_id(), "queue", b"")], Publishing(10.0, None))
+
+    with Failing(parse_url(f"memory://{new_id()}")) as transport:
+        publisher = Publisher(lambda: transport)
+        with pytest.raises(TransportCrashed, match="Bug"):
+            asyncio.run(publish())
+
+        assert [each.outcome for each in asyncio.run(publish())] == [PublishOutcome.STORED]
+        publisher.close()
 
 
 def test_closing_is_quick_and_told_to_who_waits(backend: WatchedBackend) -> None:

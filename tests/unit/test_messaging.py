@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ekiden import memory
@@ -22,10 +23,13 @@ from ekiden.errors import (
     MisuseError,
     TaskArgumentsError,
     TransportClosed,
+    TransportCrashed,
 )
-from ekiden.message import Depth, Message, new_id
+from ekiden.message import Depth, Message, Settled, SettleOutcome, new_id
 from ekiden.messaging import MOST_HELD, Broadcast, Connection, Received, connect
 from ekiden.testing.conformance.pace import assert_quick
+
+from tests.working import PATIENCE, eventually
 
 
 @pytest.fixture
@@ -302,6 +306,61 @@ def test_an_item_that_was_lost_is_told(url: str, caplog: pytest.LogCaptureFixtur
 
     assert item.id in caplog.text
     assert "its lease ended" in caplog.text
+
+
+def test_renewing_survives_what_one_queue_raises(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(url, lease=0.6) as holder, connect(url) as rival:
+        holder.queue("broken").put(1)
+        holder.queue("sound").put(2)
+        broken, sound = holder.queue("broken").get(PATIENCE), holder.queue("sound").get(PATIENCE)
+        assert broken is not None
+        assert sound is not None
+
+        def fail(_deliveries: object) -> list[Settled]:
+            raise ZeroDivisionError("a bug")
+
+        holder.queue("broken").consumer().extend = fail  # type: ignore[method-assign]
+        assert rival.queue("broken").get(PATIENCE) is not None
+        assert rival.queue("sound").get(1.0) is None
+
+        assert sound.ack() is True
+    assert "queue broken: leases could not be renewed" in caplog.text
+
+
+def test_renewals_that_fail_are_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(url, lease=0.6) as holder:
+        holder.queue("queue").put(1)
+        got(holder)
+        away = Settled(SettleOutcome.FAILED, BrokerUnavailable("the broker is away"))
+        holder.queue("queue").consumer().extend = lambda asked: [away for _ in asked]  # type: ignore[method-assign]
+
+        eventually(lambda: "the leases of 1 items were not renewed" in caplog.text, what="it is logged")
+    assert "the broker is away" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["receive", "settle", "release", "extend"])
+def test_after_a_crash_the_next_get_opens_anew(url: str, caplog: pytest.LogCaptureFixture, step: str) -> None:
+    with connect(url, lease=0.6) as connection:
+        connection.queue("queue").put(1)
+        item = got(connection)
+        consumer = connection.queue("queue").consumer()
+
+        def fail(*_: object) -> Any:
+            raise TransportCrashed("a bug")
+
+        def answer(asked: Sequence[object]) -> list[Settled]:
+            return [Settled(SettleOutcome.FAILED, TransportCrashed("a bug")) for _ in asked]
+
+        setattr(consumer, step, answer if step in {"settle", "extend"} else fail)
+        acts = {"receive": lambda: got(connection), "settle": item.ack, "release": item.release}
+        if step in acts:
+            with pytest.raises(TransportCrashed):
+                acts[step]()
+        eventually(lambda: "its lease ended" in caplog.text, what="it is told that the item is lost")
+
+        again = got(connection)
+        assert (again.value, again.id) == (1, item.id)
+        assert again.ack() is True
 
 
 def test_too_many_held_items_are_refused(connection: Connection) -> None:

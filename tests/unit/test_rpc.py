@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -261,20 +262,33 @@ def test_the_broker_may_be_away_for_a_while(troubled: TroubledApp, caplog: pytes
 
 
 @pytest.mark.parametrize("error", [TransportClosed("closed elsewhere"), RuntimeError("a bug")])
-def test_what_ends_the_thread_is_told_to_who_waits(troubled: TroubledApp, error: Exception) -> None:
-    troubled.errors.append(error)
+def test_what_ends_the_thread_is_told_to_who_waits_and_another_one_begins(
+    troubled: TroubledApp, error: Exception
+) -> None:
+    expect(troubled, "a")
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(troubled.backend.wait, ["a"], PATIENCE)
+        troubled.errors.append(error)
+        troubled.transport.publish([reply_message([], expect(troubled), new_id())])  # the thread receives once more
 
-    def failure() -> BackendError | None:
-        try:
-            expect(troubled, "a")
-            troubled.backend.wait(["a"], 0.01)
-        except BackendError as told:
-            return told
-        return None
+        with pytest.raises(BackendError, match="Ask again") as told:
+            waiting.result(PATIENCE)
 
-    told = eventually(failure, what="it is told")
-    assert "cannot be received any more" in str(told)
-    assert told.__cause__ is error
+    assert told.value.__cause__ is error
+    answer(troubled, "a")
+    assert [result.task_id for result in troubled.backend.wait(["a"], PATIENCE)] == ["a"]
+
+
+def test_who_waits_starts_the_thread_as_well(troubled: TroubledApp) -> None:
+    queue = expect(troubled, "a")
+    troubled.errors.append(RuntimeError("a bug"))
+    troubled.transport.publish([reply_message([], queue, new_id())])
+    eventually(lambda: not [each for each in threading.enumerate() if each.name == "ekiden-replies"], what="it ended")
+
+    body = b'{"v":1,"value":1}'
+    troubled.transport.publish([reply_message([StoredResult("a", "SUCCESS", 0, body, None)], queue, new_id())])
+
+    assert [result.task_id for result in troubled.backend.wait(["a"], PATIENCE)] == ["a"]
 
 
 def test_opening_the_reply_queue_is_tried_again_like_publishing(troubled: TroubledApp) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ekiden import Ekiden
-from ekiden.errors import BackendError, BrokerUnavailable
+from ekiden.errors import BackendError, BrokerUnavailable, Reject, TransportClosed, TransportCrashed, TransportError
 from ekiden.inprocess import InProcessWorker
 from ekiden.memory import MemoryBackend, MemoryConsumer, MemoryTransport
 from ekiden.message import Delivery, Ending, Settled, SettleOutcome, new_id
@@ -316,3 +316,97 @@ def test_a_bug_in_a_thread_of_ours_ends_the_worker_with_that_error(app: Ekiden, 
     with pytest.raises(ZeroDivisionError, match="a bug of ours"):
         worker.stop()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ekiden-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error", [TransportCrashed("a bug"), TransportClosed("closed elsewhere")], ids=["crash", "close"]
+)
+@pytest.mark.parametrize("step", ["receive", "settle", "release", "extend", "listen"])
+def test_a_transport_that_is_gone_ends_the_worker_wherever_it_is_met(
+    app: Ekiden, step: str, error: TransportError
+) -> None:
+    gate = Gate()
+
+    @app.task
+    def work() -> None:
+        gate.pass_through()
+        raise Reject("later", requeue=step == "release")
+
+    worker: InProcessWorker = app.worker(threads=2, lease=0.3).start()
+    consumer = worker.worker._consumer
+    assert consumer is not None
+    work.delay()
+    assert gate.arrived.wait(PATIENCE)
+
+    def fail(*_: object) -> Any:
+        raise error
+
+    def answer(asked: Sequence[object]) -> list[Settled]:
+        return [Settled(SettleOutcome.FAILED, error) for _ in asked]
+
+    match step:
+        case "settle" | "extend":
+            setattr(consumer, step, answer)
+        case "receive" | "release":
+            setattr(consumer, step, fail)
+        case "listen":
+            control = worker.worker._control
+            assert control is not None
+            assert control._listener is not None
+            control._listener.receive = fail  # type: ignore[method-assign]
+            app.revoke("wakes it", terminate=True)
+    if step in {"settle", "release"}:
+        gate.open.set()
+    eventually(worker.worker.is_stopping, what="it cannot go on")
+    gate.open.set()
+
+    worker._thread.join(PATIENCE)
+    assert not worker._thread.is_alive()
+    with pytest.raises(type(error), match=str(error)):
+        worker.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ekiden-")]
+
+
+def test_a_task_that_closes_the_app_ends_its_worker(app: Ekiden, url: str) -> None:
+    app.close()  # the worker opens what the task is to close
+
+    @app.task
+    def work() -> None:
+        app.close()
+
+    with Ekiden("sender", broker=url) as sender:
+        worker: InProcessWorker = app.worker(threads=1).start()
+        sender.send_task(work.name)
+
+        worker._thread.join(PATIENCE)
+        assert not worker._thread.is_alive()
+        with pytest.raises(TransportClosed):
+            worker.stop()
+
+
+def test_renewals_that_fail_are_logged(app: Ekiden, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate()
+
+    @app.task
+    def work() -> int:
+        gate.pass_through()
+        return 1
+
+    with app.worker(threads=1, lease=0.3) as worker:
+        consumer = worker.worker._consumer
+        assert consumer is not None
+        extend = consumer.extend
+        result = work.delay()
+        assert gate.arrived.wait(PATIENCE)
+
+        def fail(_deliveries: Sequence[Delivery]) -> list[Settled]:
+            raise BrokerUnavailable("the broker is away")
+
+        consumer.extend = fail  # type: ignore[method-assign]
+        eventually(lambda: "were not renewed" in caplog.text, what="it is logged")
+        assert "the broker is away" in caplog.text
+        consumer.extend = extend  # type: ignore[method-assign]
+        eventually(lambda: "renewed again" in caplog.text, what="that it is over, too")
+        gate.open.set()
+        assert result.get(PATIENCE) == 1

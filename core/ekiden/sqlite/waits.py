@@ -8,7 +8,8 @@ An id stays pending here for a while after a wait for it has ended: who waits fo
 a hundred comes back with the rest, and the file is not asked for them again. The thread's place in the file is noted
 before any id is, so a result is found either by the first question or by the thread.
 
-``_lock`` guards everything. The thread runs from the first wait until ``close``.
+``_lock`` guards everything. The thread runs from the first wait until ``close``; where it fails, those who wait at that
+moment are told, and the next wait starts another one.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from collections.abc import Sequence
 import msgspec
 
 from ekiden.errors import BackendError
+from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import RESULTS, Bell, Bells
 from ekiden.sqlite.database import Database
 from ekiden.states import is_final
+
+logger = safe_logger(__name__)
 
 LOOK_AGAIN_SECONDS = 0.5
 PENDING_KEPT_SECONDS = 60.0
@@ -55,7 +59,7 @@ class Waits:
         with self._lock:
             if self._closed:
                 return []
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 self._start()
             now = time.monotonic()
             new = [task_id for task_id in wait.ids if task_id not in self._pending]
@@ -107,20 +111,39 @@ class Waits:
         """The caller holds the lock."""
         newest = self._database.read(statements.NEWEST_RESULT)
         self._seen_up_to = newest[0][0] if newest else 0
-        self._bell = self._bells.bell((RESULTS,))
+        bell = self._bells.bell((RESULTS,))
+        thread = threading.Thread(target=self._run, args=(bell,), name="ekiden-sqlite-results", daemon=True)
         self._forget_at = time.monotonic() + PENDING_KEPT_SECONDS
-        self._thread = threading.Thread(target=self._run, args=(self._bell,), name="ekiden-sqlite-results", daemon=True)
-        self._thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            bell.close()
+            raise
+        self._thread, self._bell = thread, bell
 
     def _run(self, bell: Bell) -> None:
+        try:
+            self._tell_until_closed(bell)
+        except BaseException as error:
+            logger.critical("the thread that waits for results has failed: %r", error, exc_info=error)
+            failed = BackendError(f"The thread that waits for results has failed: {error!r}; ask again.")
+            failed.__cause__ = error
+            with self._lock:
+                self._thread = self._bell = None
+                self._pending.clear()  # of what was pending the next thread knows nothing
+                self._fail(failed)
+        finally:
+            bell.close()
+
+    def _tell_until_closed(self, bell: Bell) -> None:
         while not self._closed:
             bell.wait(LOOK_AGAIN_SECONDS)
             try:
                 self._tell()
             except BackendError as error:
-                self._fail(error)
+                with self._lock:
+                    self._fail(error)
                 time.sleep(LOOK_AGAIN_SECONDS)
-        bell.close()
 
     def _tell(self) -> None:
         """Wake those who wait for what has become final since the last time."""
@@ -158,10 +181,10 @@ class Waits:
             }
 
     def _fail(self, error: BackendError) -> None:
-        with self._lock:
-            for wait in self._waiting:
-                wait.error = error
-                wait.woken.set()
+        """Tell everybody who waits. The caller holds the lock."""
+        for wait in self._waiting:
+            wait.error = error
+            wait.woken.set()
 
 
 class _Wait:

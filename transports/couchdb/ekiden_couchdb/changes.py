@@ -10,6 +10,7 @@ broke is opened anew after a pause, which grows while that fails.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ import msgspec
 from ekiden.errors import EkidenError
 
 from ekiden_couchdb.client import Client, Feed
+
+logger = logging.getLogger(__name__)
 
 FROM_THE_BEGINNING = "0"
 
@@ -127,6 +130,10 @@ class Changes:
             except EkidenError as error:
                 self.trouble = error
                 is_refused = isinstance(error, self._client.errors.refused) and not self._client.is_missing(error)
+            except BaseException as bug:  # whatever it is, nobody would follow any more
+                name = threading.current_thread().name
+                logger.critical("the thread %s has failed and begins anew: %r", name, bug, exc_info=bug)
+                self.trouble = self._client.errors.crashed(name, bug)
             if self.is_live:
                 self.trouble_since = time.monotonic()
                 self._failed()

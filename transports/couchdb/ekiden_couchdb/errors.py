@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 import urllib3.exceptions
-from ekiden.errors import EkidenError
+from ekiden.errors import BackendError, EkidenError, TransportCrashed, TransportError
 
 TROUBLE = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 """What a connection raises. ``Errors`` explains it."""
@@ -59,6 +59,13 @@ class Errors:
         self.refused = refused
         self._user = "nobody" if username is None else f"user {username!r}"
         self._is_anonymous = username is None
+
+    def crashed(self, thread: str, bug: BaseException) -> EkidenError:
+        """What to raise where our own code has failed on a thread of ours: a bug, which no waiting mends."""
+        kind = TransportCrashed if issubclass(self.unavailable, TransportError) else BackendError
+        error = kind(f"The thread {thread} has failed: {bug!r}.")
+        error.__cause__ = bug
+        return error
 
     def of(self, trouble: Exception, where: object, seconds: float) -> EkidenError:
         """What to raise for ``trouble`` with the server ``where``, whose calls end after ``seconds``."""

@@ -133,8 +133,8 @@ class CouchDBListener(Listener):
             since=since,
             with_documents=True,
         )
-        self._followed[database] = changes
         changes.start()
+        self._followed[database] = changes
 
     # What was heard.
 

@@ -11,6 +11,7 @@ most of that would be conflicts, which a cluster keeps.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ from uuid import uuid4
 from ekiden.errors import EkidenError
 
 from ekiden_couchdb.client import BulkOutcome, Client
+
+logger = logging.getLogger(__name__)
 
 SLOTS = 64
 KEPT_SECONDS = 10.0
@@ -92,12 +95,21 @@ class Ringer:
     def _write_later(self) -> None:
         """The caller holds the lock."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ekiden-couchdb-rings", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="ekiden-couchdb-rings", daemon=True)
+            thread.start()
+            self._thread = thread
         else:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        try:
+            self._write_while_there_is_something()
+        except BaseException as bug:
+            logger.critical("the thread that rings has failed; the next ring starts another: %r", bug, exc_info=bug)
+            with self._lock:
+                self._thread = None
+
+    def _write_while_there_is_something(self) -> None:
         while True:
             with self._lock:
                 give_up = time.monotonic() + LINGER_SECONDS
@@ -132,6 +144,10 @@ class Ringer:
         except self._client.errors.refused:  # a hint: who does not hear it looks by himself, and `ekiden doctor` tells
             pause = AFTER_REFUSAL_SECONDS
         except EkidenError:
+            pause = AFTER_TROUBLE_SECONDS
+        except Exception as bug:
+            logger.critical("nobody was rung for: %r", bug, exc_info=bug)
+            self._document_id = ""
             pause = AFTER_TROUBLE_SECONDS
         else:
             pause = self._pause_after(time.monotonic() - began)

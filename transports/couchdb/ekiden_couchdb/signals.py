@@ -64,7 +64,7 @@ class Signals:
             self._waiters.add(waiter)
             if self._changes is None and not self._closed:
                 self._heard_of = {}
-                self._changes = Changes(
+                changes = Changes(
                     self._client,
                     self._database,
                     thread_name="ekiden-couchdb-signals",
@@ -73,7 +73,8 @@ class Signals:
                     failed=self._wake_all,
                     with_documents=True,
                 )
-                self._changes.start()
+                changes.start()
+                self._changes = changes
         return waiter
 
     @property

@@ -10,6 +10,7 @@ stay, as large as the ids, and ``ekiden doctor`` says so.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from http import HTTPStatus
@@ -23,6 +24,8 @@ from ekiden_couchdb.client import Client
 from ekiden_couchdb.purging import Purger, may_purge
 from ekiden_couchdb.store import DELETION, Edit, Store
 from ekiden_couchdb.store_documents import LAST, members_of
+
+logger = logging.getLogger(__name__)
 
 TIDY_SECONDS = 60.0
 MORE_SECONDS = 5.0
@@ -60,8 +63,9 @@ class Tidying:
             return
         with self._lock:
             if self._thread is None and not self._closed.is_set() and time.monotonic() >= self._next_at:
-                self._thread = threading.Thread(target=self._run, name="ekiden-couchdb-tidies", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="ekiden-couchdb-tidies", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """End the step in progress. May be called again."""
@@ -88,6 +92,8 @@ class Tidying:
         except EkidenError:
             # Nobody waits for this, and whoever stores or reads hears of the same trouble.
             more = False
+        except BaseException as bug:
+            logger.critical("what has expired was not deleted; tried again: %r", bug, exc_info=bug)
         finally:
             with self._lock:
                 self._next_at = time.monotonic() + (MORE_SECONDS if more else TIDY_SECONDS * (0.5 + random()))

@@ -13,6 +13,7 @@ the server does not answer for as long as a call may take, it says so.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -26,6 +27,8 @@ from ekiden_couchdb.client import Client
 from ekiden_couchdb.store import Store
 from ekiden_couchdb.store_documents import task_document
 from ekiden_couchdb.stored_results import task_in
+
+logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 5.0
 LOOKED_AT_PER_SECOND = 500
@@ -176,10 +179,9 @@ class Waits:
             self._left_at = time.monotonic()
             self._forget_the_old(self._left_at)
             if not self._waiting and self._changes is not None and self._lingering is None:
-                self._lingering = threading.Thread(
-                    target=self._end_feed_later, name="ekiden-couchdb-results-linger", daemon=True
-                )
-                self._lingering.start()
+                lingering = threading.Thread(target=self._linger, name="ekiden-couchdb-results-linger", daemon=True)
+                lingering.start()
+                self._lingering = lingering
 
     def _forget_the_old(self, now: float) -> None:
         """Follow no longer what nobody has waited for lately. The caller holds the lock."""
@@ -194,7 +196,7 @@ class Waits:
         if self._changes is None:
             self._began = threading.Event()
             self._followed.clear()
-            self._changes = Changes(
+            changes = Changes(
                 self._client,
                 self._store.name,
                 thread_name="ekiden-couchdb-results",
@@ -202,7 +204,8 @@ class Waits:
                 began=self._note_beginning,
                 failed=self._look_soon,
             )
-            self._changes.start()
+            changes.start()
+            self._changes = changes
 
     def _hear(self, change: Change) -> None:
         """Something was stored for a task: whoever waits for it looks, or will when he comes."""
@@ -228,6 +231,14 @@ class Waits:
             for wait in self._waiting:
                 wait.changed.update(wait.tasks)
                 wait.called.set()
+
+    def _linger(self) -> None:
+        try:
+            self._end_feed_later()
+        except BaseException as bug:
+            logger.critical("the feed of results was not ended; the next wait's end tries: %r", bug, exc_info=bug)
+            with self._lock:
+                self._lingering = None
 
     def _end_feed_later(self) -> None:
         """End the feed once nobody has waited for some time."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bson.errors import BSONError
-from ekiden.errors import EkidenError
+from ekiden.errors import BackendError, EkidenError, TransportCrashed, TransportError
 from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
@@ -105,6 +105,13 @@ class Errors:
         self.refused = refused
         self._place = place
         self._seconds = seconds
+
+    def crashed(self, thread: str, bug: BaseException) -> EkidenError:
+        """What to raise where our own code has failed on a thread of ours: a bug, which no waiting mends."""
+        kind = TransportCrashed if issubclass(self.unavailable, TransportError) else BackendError
+        error = kind(f"The thread {thread} has failed: {bug!r}.")
+        error.__cause__ = bug
+        return error
 
     def of(self, trouble: Exception, servers: Iterable[Any] = ()) -> EkidenError:
         """What to raise for ``trouble``; ``servers`` is what pymongo knows of each of them."""

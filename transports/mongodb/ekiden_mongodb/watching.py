@@ -18,6 +18,7 @@ called: what happens after it is told, so what was to be known of the time befor
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from ekiden_mongodb.feeds import Document, Feed, Position
+
+logger = logging.getLogger(__name__)
 
 AWAIT_SECONDS = 5.0
 """The longest that a server is asked to wait for news in one request."""
@@ -288,8 +291,9 @@ class Watch:
                 self._matching = matching
                 stream = self._stream
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
+                thread.start()
+                self._thread = thread
             elif isinstance(self._stream, _Poll):
                 self._stream.interrupt()
         if stream is not None:
@@ -326,13 +330,20 @@ class Watch:
                 self._follow()
                 tries = 0
             except EkidenError as error:
-                if self._trouble is None:
-                    self._trouble_since = time.monotonic()
-                self._trouble = error
-                self._stopped()
-                pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries, 10), LONGEST_PAUSE_SECONDS)
-                tries += 1
-                self._called.wait(pause * (0.5 + random() / 2))
+                tries = self._pause_after(error, tries)
+            except BaseException as bug:  # whatever it is, nobody would follow any more
+                logger.critical("the thread %s has failed and begins anew: %r", self._thread_name, bug, exc_info=bug)
+                tries = self._pause_after(self._feed.client.errors.crashed(self._thread_name, bug), tries)
+
+    def _pause_after(self, error: EkidenError, tries: int) -> int:
+        """Note trouble, and wait before the next try; how many there were."""
+        if self._trouble is None:
+            self._trouble_since = time.monotonic()
+        self._trouble = error
+        self._stopped()
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries, 10), LONGEST_PAUSE_SECONDS)
+        self._called.wait(pause * (0.5 + random() / 2))
+        return tries + 1
 
     def _goes_on(self) -> bool:
         """Whether to follow at all; when not, the thread is over."""

@@ -19,6 +19,7 @@ reader's role. They are taken in this order: ``_reading``, ``_io``, ``_lock``.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,8 @@ from ekiden_redis.servers import Server
 from ekiden_redis.store_keys import StoreKeys
 from ekiden_redis.stored_results import decoded, is_final
 from ekiden_redis.subscription import Subscription, Told
+
+logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 5.0
 LOOKED_AT_PER_SECOND = 1000
@@ -184,8 +187,9 @@ class Waits:
                 self._followed.clear()
             self._left_at = time.monotonic()
             if self._followed and self._timer is None and not self._closed.is_set():
-                self._timer = threading.Thread(target=self._hang_up_later, name="ekiden-redis-hang-up", daemon=True)
-                self._timer.start()
+                timer = threading.Thread(target=self._time, name="ekiden-redis-hang-up", daemon=True)
+                timer.start()
+                self._timer = timer
             return trouble
 
     def _call_a_reader(self) -> None:
@@ -313,6 +317,15 @@ class Waits:
         return frozenset[str]().union(*(wait.task_ids for wait in self._waiting))
 
     # The timer.
+
+    def _time(self) -> None:
+        try:
+            self._hang_up_later()
+        except BaseException as bug:
+            logger.critical("the thread that hangs up has failed; the next wait starts another: %r", bug, exc_info=bug)
+            with self._lock:
+                self._timer = None
+                self._call_a_reader()
 
     def _hang_up_later(self) -> None:
         """Give up the subscriptions once nobody has waited for some time: nobody reads what is told."""

@@ -46,6 +46,7 @@ from ekiden.testing.conformance.backend_trouble import (
     SilentBackendConformance,
 )
 from ekiden.testing.conformance.backends import Results
+from ekiden.testing.conformance.crashes import BackendCrashes, Crashes
 from ekiden.testing.conformance.fence import Fence
 from ekiden.testing.conformance.joins import Joins
 from ekiden.testing.conformance.leases import Endings, LeaseExpiryConformance
@@ -91,9 +92,9 @@ __all__ = [
 ]
 
 
-class TransportConformance(Messages, Receiving, Delays, Endings, Looking, Topics, Threads):
+class TransportConformance(Messages, Receiving, Delays, Endings, Looking, Topics, Threads, Crashes):
     """What every transport promises."""
 
 
-class BackendConformance(Results, Waiting, Fence, Joins, Records, Refusals):
+class BackendConformance(Results, Waiting, Fence, Joins, Records, Refusals, BackendCrashes):
     """What every backend that stores promises."""
