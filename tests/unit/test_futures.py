@@ -1,6 +1,7 @@
 """The thread that waits for all who await: nobody is forgotten, whenever they come."""
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -195,11 +196,11 @@ def test_async_callers_are_told_what_ends_their_thread_and_another_one_begins() 
     stored: list[str] = []
 
     class Failing(MemoryTransport):
-        def publish(self, messages: Sequence[Message]) -> list[Published]:
+        def publish(self, messages: Sequence[Message], *, deadline: float = math.inf) -> list[Published]:
             if not stored:
                 stored.append("failed")
                 raise Bug
-            return super().publish(messages)
+            return super().publish(messages, deadline=deadline)
 
     async def publish() -> list[Published]:
         return await publisher.publish_async([Message(new_id(), "queue", b"")], Publishing(10.0, None))
