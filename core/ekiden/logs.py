@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ekiden.request import running
+from ekiden.safe_text import indented_below, printable_json, storable
 
 _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 
@@ -19,7 +20,7 @@ def configure_logging(level: str, log_format: str) -> None:
     if root.handlers:
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(JSONFormatter() if log_format == "json" else logging.Formatter(_TEXT_FORMAT))
+    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter(_TEXT_FORMAT))
     handler.addFilter(add_task)
     root.addHandler(handler)
     root.setLevel(level.upper())
@@ -33,6 +34,17 @@ def add_task(record: logging.LogRecord) -> bool:
     return True
 
 
+class TextFormatter(logging.Formatter):
+    """One record after the other: what follows a record's first line is indented, and nothing moves the cursor.
+
+    So it is with records of the program and its libraries, too: no text from outside looks like a record of its own.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one or more lines."""
+        return indented_below(super().format(record))
+
+
 class JSONFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, process, and the task it was logged in."""
 
@@ -42,12 +54,12 @@ class JSONFormatter(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": storable(record.getMessage()),
             "process": record.process,
         }
         if getattr(record, "task_id", ""):
-            line["task_id"] = record.__dict__["task_id"]
-            line["task_name"] = record.__dict__["task_name"]
+            line["task_id"] = storable(record.__dict__["task_id"])
+            line["task_name"] = storable(record.__dict__["task_name"])
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+            line["exception"] = storable(self.formatException(record.exc_info))
+        return printable_json(msgspec.json.encode(line))

@@ -25,6 +25,7 @@ LONGEST_BLOCK = 20_000
 """Characters of a traceback below a line of a log."""
 
 _JSON_BYTES_OF_A_CHARACTER = 12
+_INDENT = "    "
 _JOINERS = "\u200c\u200d"
 """Scripts and emoji need them inside of words, and they move nothing."""
 
@@ -154,4 +155,16 @@ def block(text: str) -> Block:
     half = LONGEST_BLOCK // 2
     if len(text) > LONGEST_BLOCK:
         text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out) ...\n{text[-half:]}"
-    return Block("".join(f"    {line}\n" for line in printable_lines(text).rstrip("\n").split("\n")).rstrip("\n"))
+    return Block(indented(text))
+
+
+def indented(text: str) -> str:
+    """``text`` printable, each of its lines indented; those that are already stay as they are."""
+    lines = map(printable, text.rstrip("\n").expandtabs(4).split("\n"))
+    return "\n".join(line if line.startswith(_INDENT) else f"{_INDENT}{line}" for line in lines)
+
+
+def indented_below(text: str) -> str:
+    """The same, except that the first line begins where it is put."""
+    first, newline, more = text.partition("\n")
+    return f"{printable(first)}{newline}{indented(more)}" if newline else printable(first)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from ekiden import Ekiden
 from ekiden.app import load_app
 from ekiden.cli import ekiden
-from ekiden.message import Message
+from ekiden.message import HeaderValue, Message
 
 SHOP = """
     from ekiden import Ekiden
@@ -302,6 +302,77 @@ def test_retry_says_what_it_could_not_find(shop: Shop) -> None:
     assert "say which: the ids of some, or --all" in shop.refusal("dead", "retry", shop.target, "default", code=2)
     missing = shop.run("dead", "retry", shop.target, "default", "nobody", code=1)
     assert "1 dead letter could not be found in default.dead" in missing.stderr
+
+
+ODD_VALUES: list[HeaderValue] = [
+    None,
+    True,
+    -1,
+    2**62,
+    1e300,
+    -1e300,
+    "",
+    "yesterday",
+    "\x1b[2J\n2 messages",
+    "x" * 500,
+]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
+def test_dead_letters_are_listed_shown_and_sent_back_whatever_their_headers_say(shop: Shop, value: HeaderValue) -> None:
+    names = ["reason", "error", "attempts", "at", "queue"]
+    headers: dict[str, HeaderValue] = {f"ekiden-dead-{name}": value for name in names} | {"own": value}
+    body = json.dumps({"v": 1, "task": "\x1b]0;gone\x07", "id": "a\nb\x9b", "sent": 1e300}).encode()
+    with shop.app as app:
+        app.transport.publish([Message("odd", "default.dead", body, headers)])
+        app.transport.publish([Message("odder", "default.dead", b"\x1b\xff\x9b", headers)])
+
+    listed = shop.run("dead", "list", shop.target, "default").stdout
+    shown = [shop.run("dead", "show", shop.target, "default", each).stdout for each in ("odd", "odder")]
+
+    assert len(listed.splitlines()) == 3
+    assert_moves_nothing(listed, *shown)
+    assert [each["id"] for each in shop.json("dead", "list", shop.target, "default")] == ["a\nb\x9b", "odder"]
+    assert [each["headers"] for each in (shop.json("dead", "show", shop.target, "default", "odd"),)] == [{"own": value}]
+    if not isinstance(value, str):
+        shop.run("dead", "retry", shop.target, "default", "--all")
+        with shop.app as app:
+            assert len(app.transport.browse("default")) == 2
+
+
+HOSTILE = "gone\x1b[2J\x1b]0;title\x07\r\nForged: all is well\x9b\u202e"
+
+
+def assert_moves_nothing(*printed: str) -> None:
+    """Whatever was printed neither moves the cursor nor begins a line of its own."""
+    for text in printed:
+        assert not [character for character in text if character != "\n" and not character.isprintable()], text
+        assert not [line for line in text.splitlines() if line.startswith("Forged")], text
+
+
+def test_nothing_from_outside_moves_the_cursor(shop: Shop) -> None:
+    task_id = shop.dies(HOSTILE)
+
+    listed = shop.run("dead", "list", shop.target, "default")
+    shown = shop.run("dead", "show", shop.target, "default", task_id)
+    stored = shop.run("result", shop.target, task_id)
+    as_json = [shop.run("result", shop.target, task_id, "--json"), shop.run("dead", "list", shop.target, "x", "--json")]
+    refused = shop.run("call", shop.target, HOSTILE, code=1)
+    missing = shop.run("dead", "show", shop.target, "default", HOSTILE, code=1)
+    revoked = shop.run("revoke", shop.target, HOSTILE)
+
+    for result in (listed, shown, stored, *as_json, refused, missing, revoked):
+        assert_moves_nothing(result.stdout, result.stderr)
+    assert "gone\\x1b[2J" in listed.stdout
+    assert json.loads(as_json[0].stdout)["error"] == f"ValueError: {HOSTILE}"
+
+
+def test_a_failure_that_is_waited_for_moves_no_cursor(shop: Shop) -> None:
+    with shop.app.worker(threads=1):
+        result = shop.run("call", shop.target, "boom", "--args", json.dumps([HOSTILE]), "--wait", "10", code=1)
+
+    assert_moves_nothing(result.stdout, result.stderr)
+    assert "ValueError: gone\\x1b[2J" in result.stderr
 
 
 def test_dead_letters_can_be_purged(shop: Shop) -> None:

@@ -18,6 +18,7 @@ from ekiden.cli.queues import purge, queues
 from ekiden.cli.target import AppTarget
 from ekiden.cli.worker import worker
 from ekiden.errors import EkidenError
+from ekiden.safe_text import indented_below, text_of
 
 
 class Commands(click.Group):
@@ -28,7 +29,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except EkidenError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(indented_below(text_of(error))) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -9,10 +9,11 @@ from typing import Any
 import click
 import msgspec
 
-from ekiden.cli.output import json_option, open_app, print_fields, print_json, task_named
+from ekiden.cli.output import json_option, open_app, print_fields, print_json, say, say_lines, task_named
 from ekiden.cli.target import AppCommand, app_argument, task_argument
 from ekiden.codec import encode_value
 from ekiden.results import AsyncResult
+from ekiden.safe_text import indented, printable, printable_json, text_of
 from ekiden.states import State
 
 
@@ -78,21 +79,21 @@ def call(
             ignore_result=None if wait is None else False,
         )
         if wait is None:
-            click.echo(sent.id)
+            say(sent.id)
             return
         value = sent.get(wait, propagate=False)
         if sent.state == State.SUCCESS:
-            click.echo(encode_value(value))
+            say_lines(printable_json(encode_value(value)))
             return
-        click.echo(f"Error: {_failure(sent)}", err=True)
+        say_lines(f"Error: {_failure(sent)}", to_stderr=True)
         sys.exit(1)
 
 
 def _failure(ended: AsyncResult[Any]) -> str:
     error = ended.result
-    told = f": {type(error).__name__}: {error}" if isinstance(error, BaseException) else ""
-    where = f"\n\n{ended.traceback}" if ended.traceback else ""
-    return f"{ended.name}[{ended.id}] ended as {ended.state}{told}{where}"
+    told = f": {type(error).__name__}: {text_of(error)}" if isinstance(error, BaseException) else ""
+    where = f"\n\n{indented(ended.traceback)}" if ended.traceback else ""
+    return f"{printable(f'{ended.name}[{ended.id}] ended as {ended.state}{told}')}{where}"
 
 
 @click.command(cls=AppCommand)
@@ -128,7 +129,7 @@ def result_fields(found: AsyncResult[Any]) -> dict[str, object]:
         "state": found.state,
         "task": found.name,
         "value": None if failed or found.state == State.PENDING else msgspec.Raw(encode_value(value)),
-        "error": f"{type(value).__name__}: {value}" if failed else None,
+        "error": f"{type(value).__name__}: {text_of(value)}" if failed else None,
         "traceback": found.traceback,
         "retries": found.retries,
         "queue": found.queue,
@@ -155,4 +156,4 @@ def revoke(target: str, task_ids: tuple[str, ...], terminate: bool) -> None:
     with open_app(target) as app:
         app.revoke(task_ids, terminate=terminate)
         told = "" if app.stores_results() else " The workers that run now were told; nothing is stored of it."
-    click.echo(f"Revoked {', '.join(task_ids)}.{told}")
+    say(f"Revoked {', '.join(task_ids)}.{told}")

@@ -18,6 +18,7 @@ from ekiden.cli.output import (
     print_fields,
     print_json,
     print_table,
+    say,
     when,
 )
 from ekiden.cli.queues import delete_messages
@@ -70,6 +71,12 @@ class DeadLetter:
         """What a header says of its death."""
         return self.message.headers.get(f"{RESERVED_HEADER_PREFIX}dead-{what}")
 
+    @property
+    def origin(self) -> str | None:
+        """The queue that it came from, as far as its headers say so."""
+        queue = self.told("queue")
+        return queue if isinstance(queue, str) else None
+
     def row(self) -> dict[str, Any]:
         """What ``dead list`` tells of it."""
         return {
@@ -118,7 +125,7 @@ def list_letters(target: str, queue: str, limit: int | None, as_json: bool) -> N
     elif rows:
         print_table([{**row, "error": _first_line(row["error"])} for row in rows])
     else:
-        click.echo(f"{_plain(queue)} has no dead letters.")
+        say(f"{_plain(queue)} has no dead letters.")
 
 
 @dead.command(cls=AppCommand)
@@ -165,7 +172,7 @@ def retry(target: str, queue: str, ids: tuple[str, ...], every: bool) -> None:
             for number in _send_back(app, queue, ids, there):
                 sent += number
                 bar.update(number)
-    click.echo(f"{plural(sent, 'dead letter')} of {_plain(queue)} sent back.")
+    say(f"{plural(sent, 'dead letter')} of {_plain(queue)} sent back.")
     if sent < len(ids):
         raise ConfigurationError(
             f"{plural(len(ids) - sent, 'dead letter')} could not be found in {_dead(queue)}; `ekiden dead list` names "
@@ -219,7 +226,7 @@ def _redrive(app: Ekiden, queue: str, consumer: Consumer, deliveries: Sequence[D
         # A stored failure would stand for ever, and tell the worker that this try has been made already.
         app.backend.forget([letter.call.id for letter in letters if letter.call is not None])
     endings = [
-        Ending(delivery, (redriven(delivery.message, letter.told("queue") or _plain(queue)),))
+        Ending(delivery, (redriven(delivery.message, letter.origin or _plain(queue)),))
         for delivery, letter in zip(deliveries, letters, strict=True)
     ]
     answers = consumer.settle(endings)
@@ -241,5 +248,5 @@ def _dead(queue: str) -> str:
 def _first_line(error: object) -> str | None:
     if not isinstance(error, str):
         return None
-    line = error.partition("\n")[0]
+    line = error.strip().partition("\n")[0]
     return line if len(line) <= _LONGEST_SHOWN_ERROR else f"{line[: _LONGEST_SHOWN_ERROR - 3]}..."

@@ -11,7 +11,7 @@ import msgspec
 
 from ekiden import plugins
 from ekiden.app import load_app
-from ekiden.cli.output import json_option, print_fields, print_json, task_named
+from ekiden.cli.output import Styled, json_option, print_fields, print_json, say, say_lines, task_named
 from ekiden.cli.target import AppCommand, app_argument, task_argument
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL
@@ -35,7 +35,9 @@ def transports(as_json: bool) -> None:
         print_json(found)
         return
     for number, transport in enumerate(found):
-        click.echo("\n" * (number > 0) + click.style(f"{transport['scheme']}://", bold=True, fg="green"))
+        if number > 0:
+            say()
+        say(Styled(f"{transport['scheme']}://", bold=True, fg="green"))
         print_fields({name: value for name, value in transport.items() if name != "scheme"})
 
 
@@ -64,23 +66,25 @@ def explain(target: str, task: str, as_json: bool) -> None:
 
 
 def _tell(explanation: Explanation) -> None:
-    click.echo(click.style(f"A call of {explanation.task}", bold=True) + "\n")
+    say(Styled(f"A call of {explanation.task}", bold=True))
+    say()
     said_otherwise = [fact for fact in explanation.facts if fact.said_by != "the settings"]
     width = max(len(fact.name) for fact in said_otherwise)
     for fact in said_otherwise:
-        click.echo(f"  {fact.name:{width}}  {fact.value}  {click.style(f'({fact.said_by})', dim=True)}")
+        say(f"  {fact.name:{width}}  {fact.value}  ", Styled(f"({fact.said_by})", dim=True))
     rest = [f"{fact.name}={fact.value}" for fact in explanation.facts if fact.said_by == "the settings"]
-    click.echo(click.wrap_text(f"By the settings: {', '.join(rest)}", 100, "\n  ", "    "))
+    say_lines(click.wrap_text(f"By the settings: {', '.join(rest)}", 100, "\n  ", "    "))
     where = ""
     for step in explanation.steps:
         if step.where != where:
             where = step.where
-            click.echo("\n" + click.style(where.upper(), bold=True, fg="green"))
+            say()
+            say(Styled(where.upper(), bold=True, fg="green"))
         indent = "  " * step.depth
-        place = click.style(f"{_relative(step.file)}:{step.line}", dim=True)
-        click.echo(f"{step.number:3} {indent}{click.style(step.name, bold=True)}  {place}")
+        place = Styled(f"{_relative(step.file)}:{step.line}", dim=True)
+        say(f"{step.number:3} {indent}", Styled(step.name, bold=True), "  ", place)
         if step.does:
-            click.echo(click.wrap_text(step.does, 100, f"      {indent}", f"      {indent}"))
+            say_lines(click.wrap_text(step.does, 100, f"      {indent}", f"      {indent}"))
 
 
 def _relative(file: str) -> str:
@@ -127,9 +131,9 @@ def doctor(target: str, as_json: bool) -> None:
         for finding in examine(app):
             findings.append(finding)
             if not as_json:
-                level = click.style(f"{finding.level:7}", fg=_COLOURS[finding.level], bold=True)
+                level = Styled(f"{finding.level:7}", fg=_COLOURS[finding.level], bold=True)
                 advice = f"; {finding.advice}" if finding.advice else ""
-                click.echo(f"{level}  {finding.check}: {finding.text.rstrip('.')}{advice}")
+                say(level, f"  {finding.check}: {finding.text.rstrip('.')}{advice}")
     if as_json:
         print_json(findings)
     if any(finding.level == "wrong" for finding in findings):

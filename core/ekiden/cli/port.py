@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ekiden.cli.output import json_option, plural, print_json
+from ekiden.cli.output import Styled, json_option, plural, print_json, say
 
 _COLOURS = {"stays": "green", "becomes": "yellow", "missing": "red"}
 
@@ -45,13 +45,13 @@ def port(path: Path, write: bool, every: bool, as_json: bool) -> None:
     else:
         chosen = [each for each in findings if every or each.fate is not Fate.STAYS]
         for name, group in groupby(chosen, key=lambda each: each.file):
-            click.echo(click.style(name, bold=True))
+            say(Styled(name, bold=True))
             for each in group:
-                fate = click.style(f"{each.fate:7}", fg=_COLOURS[each.fate])
-                click.echo(f"  {each.line:5}  {fate}  {each.what}: {each.text}")
-        click.echo(", ".join(f"{number} {fate}" for fate, number in counted.items()) + ".")
+                fate = Styled(f"{each.fate:7}", fg=_COLOURS[each.fate])
+                say(f"  {each.line:5}  ", fate, f"  {each.what}: {each.text}")
+        say(", ".join(f"{number} {fate}" for fate, number in counted.items()) + ".")
         if write:
-            click.echo(f"{plural(len(written), 'file')} rewritten.")
+            say(f"{plural(len(written), 'file')} rewritten.")
     if counted[Fate.MISSING]:
         sys.exit(1)
 

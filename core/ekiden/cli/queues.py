@@ -7,7 +7,7 @@ import sys
 import click
 
 from ekiden.app import Ekiden
-from ekiden.cli.output import json_option, open_app, plural, print_json, print_table
+from ekiden.cli.output import confirm, json_option, open_app, plural, print_json, print_table, say
 from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.message import DEAD_SUFFIX
 
@@ -64,9 +64,9 @@ def delete_messages(app: Ekiden, queue: str, *, yes: bool) -> None:
         if not sys.stdin.isatty():
             raise click.UsageError(f"this deletes what is in {queue}; say --yes, because nobody can be asked here.")
         counted = (depth.ready or 0) + ((depth.delayed or 0) if takes_delayed else 0)
-        click.confirm(f"Delete {plural(counted, 'message')} of {queue}?", abort=True)
+        confirm(f"Delete {plural(counted, 'message')} of {queue}?")
     deleted = app.transport.purge(queue)
     held = f"; {depth.leased} that workers have in hand stay" if depth.leased else ""
     may_leave_some = not takes_delayed and not queue.endswith(DEAD_SUFFIX)  # dead letters are never delayed
     delayed = "; delayed ones, if there are any, stay: this broker cannot delete them" if may_leave_some else ""
-    click.echo(f"{plural(deleted, 'message')} of {queue} deleted{held}{delayed}.")
+    say(f"{plural(deleted, 'message')} of {queue} deleted{held}{delayed}.")

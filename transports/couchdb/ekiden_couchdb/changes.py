@@ -10,7 +10,6 @@ broke is opened anew after a pause, which grows while that fails.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +18,11 @@ from typing import Any
 
 import msgspec
 from ekiden.errors import EkidenError
+from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client, Feed
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 FROM_THE_BEGINNING = "0"
 

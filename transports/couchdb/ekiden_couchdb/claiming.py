@@ -10,7 +10,6 @@ is left out for some time.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import random
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 from ekiden.errors import BrokerRefused, BrokerUnavailable
+from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
 from ekiden_couchdb.documents import (
@@ -37,7 +37,7 @@ from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Held, Holdings
 from ekiden_couchdb.reading import Row, read_documents, read_rows
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 AT_ONCE = 500
 LOOK_AGAIN_SECONDS = 5.0

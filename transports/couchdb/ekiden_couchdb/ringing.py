@@ -11,7 +11,6 @@ most of that would be conflicts, which a cluster keeps.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -20,10 +19,11 @@ from random import randrange
 from uuid import uuid4
 
 from ekiden.errors import EkidenError
+from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import BulkOutcome, Client
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 SLOTS = 64
 KEPT_SECONDS = 10.0

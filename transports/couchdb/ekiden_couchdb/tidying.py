@@ -10,7 +10,6 @@ stay, as large as the ids, and ``ekiden doctor`` says so.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from http import HTTPStatus
@@ -19,13 +18,14 @@ from typing import Any
 from uuid import uuid4
 
 from ekiden.errors import EkidenError
+from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.purging import Purger, may_purge
 from ekiden_couchdb.store import DELETION, Edit, Store
 from ekiden_couchdb.store_documents import LAST, members_of
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 TIDY_SECONDS = 60.0
 MORE_SECONDS = 5.0

@@ -13,12 +13,12 @@ the server does not answer for as long as a call may take, it says so.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 
 from ekiden.errors import EkidenError
+from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 from ekiden.states import is_final
 
@@ -28,7 +28,7 @@ from ekiden_couchdb.store import Store
 from ekiden_couchdb.store_documents import task_document
 from ekiden_couchdb.stored_results import task_in
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 LOOK_AGAIN_SECONDS = 5.0
 LOOKED_AT_PER_SECOND = 500

@@ -18,7 +18,6 @@ called: what happens after it is told, so what was to be known of the time befor
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any, Protocol
 
 import pymongo
 from ekiden.errors import EkidenError
+from ekiden.loggers import safe_logger
 from pymongo import CursorType
 from pymongo.collection import Collection
 from pymongo.command_cursor import CommandCursor
@@ -36,7 +36,7 @@ from pymongo.read_concern import ReadConcern
 
 from ekiden_mongodb.feeds import Document, Feed, Position
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 AWAIT_SECONDS = 5.0
 """The longest that a server is asked to wait for news in one request."""

@@ -12,7 +12,6 @@ come from the wire straight to it (see ``wire``).
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 import pika
 import pika.exceptions
 from ekiden.errors import BrokerUnavailable, ConfigurationError, TransportError
+from ekiden.loggers import safe_logger
 from pika import spec
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.channel import Channel as PikaChannel
@@ -31,7 +31,7 @@ from ekiden_rabbitmq.topology import BindExchange, BindQueue, DeclareExchange, D
 from ekiden_rabbitmq.versions import Server, server_in
 from ekiden_rabbitmq.wire import WireConnection, connect
 
-logger = logging.getLogger("ekiden_rabbitmq")
+logger = safe_logger("ekiden_rabbitmq")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 PAUSE_OF_A_CALLER_SECONDS = 0.5

@@ -24,10 +24,11 @@ The fields without an underscore are shared with the thread that receives, under
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Sequence
+
+from ekiden.loggers import safe_logger
 
 from ekiden_rabbitmq import encoding, frames
 from ekiden_rabbitmq.announcements import LOOK_AGAIN_SECONDS, Bands
@@ -39,7 +40,7 @@ from ekiden_rabbitmq.sources import Arrival, Sources, State
 from ekiden_rabbitmq.subscribing import Subscriptions
 from ekiden_rabbitmq.topology import is_temporary
 
-logger = logging.getLogger("ekiden_rabbitmq")
+logger = safe_logger("ekiden_rabbitmq")
 
 REST_AFTER_SECONDS = 0.2
 """After so long without anybody receiving, what is parked goes back."""

@@ -22,9 +22,10 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from ekiden.errors import BrokerUnavailable, TransportClosed, TransportError
+from ekiden.loggers import safe_logger
 from pika.adapters.select_connection import IOLoop
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def _is_told_by_us(record: logging.LogRecord) -> bool:
 def _quieten_pika() -> None:
     """Our exceptions and log lines say what pika logs of our connections; and much of it (404) is no trouble at all."""
     for name in _PIKA_LOGGERS:
-        logging.getLogger(name).addFilter(_is_told_by_us)
+        safe_logger(name).addFilter(_is_told_by_us)
 
 
 class Reply(Generic[T]):

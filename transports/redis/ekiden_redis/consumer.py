@@ -7,7 +7,6 @@ may have been carried out: its messages are taken back, by its token, before the
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import random
@@ -19,6 +18,7 @@ from hashlib import blake2b
 
 import msgspec
 from ekiden.errors import EkidenError, TransportClosed, TransportError
+from ekiden.loggers import safe_logger
 from ekiden.message import REPLY_PREFIX, Delivery, Ending, Settled, SettleOutcome
 from ekiden.transport import Consumer
 
@@ -31,7 +31,7 @@ from ekiden_redis.packing import unpacked
 from ekiden_redis.publishing import REPLY_QUEUE_KEPT_MS
 from ekiden_redis.settling import Settler, sliced
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 LOOK_AGAIN_SECONDS = 2.0
 """How long a waiter trusts that it will be rung. Fifty of them that look more often keep a processor busy."""

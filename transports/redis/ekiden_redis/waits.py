@@ -19,13 +19,13 @@ reader's role. They are taken in this order: ``_reading``, ``_io``, ``_lock``.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from random import random
 
 from ekiden.errors import BackendError, EkidenError
+from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 
 from ekiden_redis.client import Client
@@ -36,7 +36,7 @@ from ekiden_redis.store_keys import StoreKeys
 from ekiden_redis.stored_results import decoded, is_final
 from ekiden_redis.subscription import Subscription, Told
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 LOOK_AGAIN_SECONDS = 5.0
 LOOKED_AT_PER_SECOND = 1000
