@@ -14,12 +14,13 @@ from __future__ import annotations
 import builtins
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from itertools import chain, repeat
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any, Optional, get_type_hints
 from uuid import UUID
 
@@ -27,6 +28,7 @@ import msgspec
 
 from ekiden.errors import (
     BackendError,
+    ConfigurationError,
     MessageError,
     NewerFormat,
     ResultTimeout,
@@ -34,6 +36,7 @@ from ekiden.errors import (
     TaskError,
     TaskPredicate,
 )
+from ekiden.kinds import Reader, check_kept, encode, encode_other, reader_of, unkept
 from ekiden.safe_text import cut, cut_middle, json_bytes, repr_of, storable, text_of
 from ekiden.signature import FORMAT_VERSION, Call
 
@@ -41,35 +44,10 @@ CONTENT_TYPE_HEADER = "content-type"
 JSON_CONTENT_TYPE = "application/json"
 
 
-def _encode_other(value: Any) -> Any:
-    # Of a subclass (a Markup, a numpy.float64) what it is a kind of is carried.
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    pydantic = sys.modules.get("pydantic")
-    if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} has no JSON form")
-
-
-def _decode_other(kind: type, value: Any) -> Any:
-    pydantic = sys.modules.get("pydantic")
-    if pydantic is not None and issubclass(kind, pydantic.BaseModel):
-        return kind.model_validate(value)  # type: ignore[attr-defined]  # a pydantic model, which the line above says
-    if kind is object:
-        return value
-    raise NotImplementedError
-
-
 UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 """What reading JSON raises that is none, or is not what was expected."""
 
-_encoder = msgspec.json.Encoder(enc_hook=_encode_other)
 _call_decoder = msgspec.json.Decoder(Call)
-_encode = _encoder.encode
 
 
 class _Version(msgspec.Struct):
@@ -79,9 +57,11 @@ class _Version(msgspec.Struct):
 def encode_value(value: Any) -> bytes:
     """``value`` as JSON. Raises TypeError or ValueError for what JSON cannot carry."""
     try:
-        body = _encode(value)
+        body = encode(value)
         if b"null" in body:
             _refuse_not_finite(value)
+        if _KEY_OF_A_NUMBER.search(body):
+            _refuse_lost_keys(value)
     except OverflowError as error:
         raise ValueError(str(error)) from error
     except RecursionError as error:
@@ -92,10 +72,12 @@ def encode_value(value: Any) -> bytes:
 def encode_call(call: Call) -> bytes:
     """A message's body. Raises TaskArgumentsError that names the argument which JSON cannot carry."""
     try:
-        body = _encode(call)
+        body = encode(call)
         # JSON has no infinity and no NaN; the encoder would write null for them, and the task would get None.
         if b"null" in body:
             _refuse_not_finite((call.args, call.kwargs))
+        if _KEY_OF_A_NUMBER.search(body):
+            _refuse_lost_keys((call.args, call.kwargs))
     except Exception as error:  # a user's class may do anything while it is written as JSON
         raise _unencodable(call, error) from error
     return body
@@ -131,7 +113,7 @@ def _refuse_not_finite(value: Any) -> None:
 
 
 def _looked_into(value: Any) -> Any:
-    return None if isinstance(value, msgspec.Raw) else _encode_other(value)  # JSON already: it holds none
+    return None if isinstance(value, msgspec.Raw) else encode_other(value)  # JSON already: it holds none
 
 
 def _refuse_not_finite_in(value: Any) -> None:
@@ -144,6 +126,24 @@ def _refuse_not_finite_in(value: Any) -> None:
     elif isinstance(value, list | tuple):
         for each in value:
             _refuse_not_finite_in(each)
+
+
+_KEY_OF_A_NUMBER = re.compile(rb'[{,]"[-0-9][^"]*":')
+"""A look at the JSON that costs little: only where it may have such a key are the values looked through."""
+
+
+def _refuse_lost_keys(value: Any) -> None:
+    """Raise ValueError for a mapping two of whose keys are one in JSON, such as 1 and "1"."""
+    if isinstance(value, Mapping):
+        if not all(type(key) is str for key in value):
+            written = msgspec.json.decode(encode(dict.fromkeys(value, 0)))
+            if len(written) != len(value):
+                raise ValueError(f"{_shortened(value)} has keys that are the same in JSON")
+        for each in value.values():
+            _refuse_lost_keys(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _refuse_lost_keys(each)
 
 
 def _unencodable(call: Call, error: Exception) -> TaskArgumentsError:
@@ -210,7 +210,7 @@ _outcome_decoder = msgspec.json.Decoder(OutcomeRecord)
 
 def encode_outcome(outcome: OutcomeRecord) -> bytes:
     """A stored result's body."""
-    return _encode(outcome)
+    return encode(outcome)
 
 
 def decode_outcome(body: bytes) -> OutcomeRecord:
@@ -224,8 +224,20 @@ def decode_outcome(body: bytes) -> OutcomeRecord:
 
 
 def decode_value(raw: msgspec.Raw | bytes, kind: Any = Any) -> Any:
-    """A JSON value, as ``kind`` if one is given."""
-    return msgspec.json.decode(raw, type=kind, dec_hook=_decode_other)
+    """A JSON value, as ``kind`` if one is given and it can be read."""
+    value = msgspec.json.decode(raw)
+    reader = None if kind is Any else reader_of(kind)
+    return value if reader is None else reader(value)
+
+
+def check_result(value: Any, body: bytes, kind: Any) -> None:
+    """Raise ValueError for a result that would reach the caller as another value than its annotation lets through."""
+    if kind is not Any:
+        try:
+            arrived = decode_value(body, kind)
+        except (TypeError, ValueError, NotImplementedError, msgspec.ValidationError):
+            return  # a function may return what its annotation does not say: that arrives as JSON has it
+        check_kept(value, arrived, kind)
 
 
 DEFAULT_FAILURE_BYTES = 1024 * 1024
@@ -383,8 +395,8 @@ def _task_error(record: FailureRecord) -> TaskError:
 
 # Arguments.
 
-_AS_JSON_HAS_IT = (str, int, float, bool, type(None), list, dict)
-_CARRIED_AS_THEY_ARE = frozenset({*_AS_JSON_HAS_IT, datetime, date, Decimal, UUID, bytes})
+ARRIVES_AS_IT_IS = frozenset({str, int, float, bool, type(None), date, Decimal, UUID, bytes})
+"""Classes whose values are read back as they were; a dict may lose keys, a datetime the seconds of its offset."""
 
 
 class Parameters:
@@ -405,6 +417,7 @@ class Parameters:
         self._fewest = sum(1 for p in positional if p.default is p.empty)
         self._takes_plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
         self._kinds: dict[str, Any] | None = None
+        self._readers: dict[str, Reader] = {}
 
     def check(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise TaskArgumentsError if a call with these does not fit; each value must fit its annotation, too."""
@@ -416,7 +429,7 @@ class Parameters:
         if kinds:
             for name, value in self._typed(args, kwargs, kinds):
                 kind = kinds[name]
-                if type(value) is not kind or kind not in _CARRIED_AS_THEY_ARE:
+                if type(value) is not kind or (kind not in ARRIVES_AS_IT_IS and not _has_json_keys(value)):
                     self._check_value(task_name, name, value, kind)
 
     def convert(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -430,12 +443,12 @@ class Parameters:
         for index, (name, value) in enumerate(zip(chain(self._positional_names, repeat("*")), args, strict=False)):
             kind = kinds.get(name)
             if kind is not None and type(value) is not kind:
-                changed[index] = self._converted(name, value, kind)
+                changed[index] = self._converted(name, value, self._readers[name])
         if kwargs:
-            own = self._keyword_names
-            found = {name: kinds.get(name if name in own else "**") for name in kwargs}
+            own, readers = self._keyword_names, self._readers
+            found = {name: readers.get(name if name in own else "**") for name in kwargs}
             kwargs = {
-                name: value if found[name] is None else self._converted(name, value, found[name])
+                name: value if (reader := found[name]) is None else self._converted(name, value, reader)
                 for name, value in kwargs.items()
             }
         return changed, kwargs
@@ -475,68 +488,90 @@ class Parameters:
     def _check_value(self, task_name: str, name: str, value: Any, kind: Any) -> None:
         try:
             # What the worker will see: written as JSON and read again as the annotation says.
-            decode_value(encode_value(value), kind)
+            arrived = self._readers[name](msgspec.json.decode(encode_value(value)))
+            check_kept(value, arrived, kind)
         except (TypeError, ValueError, msgspec.ValidationError) as error:
             raise TaskArgumentsError(
                 f"{self._name}() cannot take {_shortened(value)} for {name!r}{_called_at()}: {error}. "
                 f"{task_name} is declared as {self.declared}."
             ) from error
 
-    def _converted(self, name: str, value: Any, kind: Any) -> Any:
+    def _converted(self, name: str, value: Any, reader: Reader) -> Any:
         try:
-            return msgspec.convert(value, kind, dec_hook=_decode_other, str_keys=True)
+            return reader(value)
         except (msgspec.ValidationError, TypeError, ValueError) as error:
             raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {error}") from error
 
     def _resolve(self) -> dict[str, Any]:
         """The parameters whose annotation says more than JSON does, by name (``*``, ``**``), with their types."""
-        try:
-            hints = get_type_hints(self._function, include_extras=True)
-        except (NameError, TypeError, AttributeError):
-            hints = {}  # names that exist for the type checker only: nothing can be checked here
         kinds = {}
         for parameter in self.signature.parameters.values():
-            kind = hints.get(parameter.name)
-            if kind is None or kind is Any or not is_readable(kind):
+            kind = self._annotation(parameter)
+            reader = None if kind is None or kind is Any else reader_of(kind)
+            if reader is None:
                 continue
-            if parameter.default is None:
-                kind = Optional[kind]  # noqa: UP045 - what is annotated may be text or a special form, which | refuses
             if parameter.kind is parameter.VAR_POSITIONAL:
-                kinds["*"] = kind
+                name = "*"
             elif parameter.kind is parameter.VAR_KEYWORD:
-                kinds["**"] = kind
+                name = "**"
             else:
-                kinds[parameter.name] = kind
+                name = parameter.name
+            kinds[name] = kind
+            self._readers[name] = reader
         self._kinds = kinds
         return kinds
 
+    def _annotation(self, parameter: inspect.Parameter) -> Any:
+        """What a parameter is annotated with; None for nothing, and for names that only a type checker has."""
+        if parameter.annotation is parameter.empty:
+            return None
+        kind = resolved(parameter.annotation, self._function)
+        if kind is not None and parameter.default is None:
+            return Optional[kind]  # noqa: UP045 - what is annotated may be text or a special form, which | refuses
+        return kind
 
-def is_readable(kind: Any) -> bool:
-    """Whether msgspec (or pydantic) can read JSON as this annotation; what it cannot read is left unchecked."""
-    if kind in _AS_JSON_HAS_IT:
-        return True
+    def unreadable(self) -> list[str]:
+        """A sentence for each parameter whose annotation cannot be read: its values arrive as JSON has them."""
+        found = []
+        for parameter in self.signature.parameters.values():
+            if parameter.annotation is parameter.empty:
+                continue
+            kind = self._annotation(parameter)
+            if kind is None:
+                found.append(
+                    f"{parameter.name}: the annotation {parameter.annotation!r} names what is not there at run time"
+                )
+            elif kind is not Any and reader_of(kind) is None:
+                found.append(f"{parameter.name}: values of {parameter.annotation!r} arrive as JSON has them")
+        return found
+
+    def check_declared(self, task_name: str) -> None:
+        """Raise ConfigurationError for an annotation whose values could never arrive as they were sent."""
+        for parameter in self.signature.parameters.values():
+            kind = self._annotation(parameter)
+            reason = None if kind is None else unkept(kind)
+            if reason is not None:
+                raise ConfigurationError(
+                    f"task {task_name}: the parameter {parameter.name!r} cannot be kept: {reason}."
+                )
+
+
+def _has_json_keys(value: Any) -> bool:
+    """Whether a plain list or mapping is what JSON has: then it needs no look at how it arrives."""
+    return type(value) is list or (type(value) is dict and all(type(key) is str for key in value))
+
+
+def resolved(annotation: Any, function: Callable[..., Any]) -> Any:
+    """An annotation of a function with its names looked up; None where they cannot be."""
+    holder = SimpleNamespace(__annotations__={"it": annotation})
+    namespace = getattr(inspect.unwrap(function), "__globals__", None)
+    if namespace is None:
+        call = inspect.getattr_static(type(function), "__call__", None)  # of an object that can be called
+        namespace = getattr(call, "__globals__", {})
     try:
-        msgspec.json.Decoder(kind, dec_hook=_decode_other)
-        return _is_known(msgspec.inspect.type_info(kind), set())
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_known(info: object, met: set[type]) -> bool:
-    """Whether nothing in a type is a class that only its own code could read. ``met``: classes met on the way here."""
-    if isinstance(info, tuple):
-        return all(_is_known(each, met) for each in info)
-    if isinstance(info, msgspec.inspect.CustomType):
-        pydantic = sys.modules.get("pydantic")
-        return info.cls is object or (pydantic is not None and issubclass(info.cls, pydantic.BaseModel))
-    if not isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
-        return True
-    cls = getattr(info, "cls", None)
-    if cls is not None:
-        if cls in met:
-            return True
-        met.add(cls)
-    return all(_is_known(getattr(info, name), met) for name in info.__struct_fields__)
+        return get_type_hints(holder, namespace, include_extras=True)["it"]
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return None
 
 
 def _called_at() -> str:

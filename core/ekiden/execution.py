@@ -39,8 +39,10 @@ import msgspec
 
 from ekiden import hooks
 from ekiden.codec import (
+    ARRIVES_AS_IT_IS,
     FailureRecord,
     OutcomeRecord,
+    check_result,
     decode_call,
     decode_outcome,
     encode_call,
@@ -118,7 +120,7 @@ def run(task: Task[..., Any], policy: Policy, request: Request) -> Outcome:
         value = task.function(*args, **kwargs)
         if type(value) is CoroutineType:  # of an `async def` behind a decorator that is none
             value = _awaited(value)
-        outcome: Outcome = Succeeded(_encoded(value, policy))
+        outcome: Outcome = Succeeded(_encoded(task, value, policy))
     except BaseException as error:  # noqa: BLE001 - whatever a body raises is its outcome, SystemExit too
         outcome = outcome_of(error, policy, request, time.time())
         value = error
@@ -152,7 +154,7 @@ async def run_async(
         args, kwargs = begin(task, policy, request)
         body = task.function(*args, **kwargs)
         value = await (body if run_body is None else run_body(body))
-        outcome: Outcome = Succeeded(_encoded(value, policy))
+        outcome: Outcome = Succeeded(_encoded(task, value, policy))
     except BaseException as error:  # noqa: BLE001 - whatever a body raises is its outcome, CancelledError too
         outcome = outcome_of(error, policy, request, time.time())
         value = error
@@ -192,11 +194,18 @@ class _MisfitError(TaskArgumentsError):
     """A message brought arguments that the function cannot be called with."""
 
 
-def _encoded(value: Any, policy: Policy) -> msgspec.Raw:
+_NUMBERS = frozenset({bool, int, float})
+
+
+def _encoded(task: Task[..., Any], value: Any, policy: Policy) -> msgspec.Raw:
     if value is None:
         return NULL
     try:
         body = encode_value(value)
+        if type(value) not in _NUMBERS:
+            kind = task.return_kind()
+            if kind is not type(value) or kind not in ARRIVES_AS_IT_IS:
+                check_result(value, body, kind)
     except (TypeError, ValueError) as error:
         raise _UnstorableError(f"its result cannot be stored: {text_of(error)}") from error
     if len(body) > policy.result_max_bytes:

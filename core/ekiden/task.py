@@ -19,14 +19,15 @@ from copy import copy
 from datetime import datetime
 from itertools import islice
 from types import MethodType
-from typing import Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, get_type_hints
+from typing import Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from ekiden import hooks
-from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, is_readable
+from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, resolved
 from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
+from ekiden.kinds import reader_of
 from ekiden.message import HeaderValue, Message, Published, new_id
 from ekiden.options import (
     NOTHING_SAID,
@@ -331,11 +332,9 @@ class Task(Generic[P, R]):
     def return_kind(self) -> Any:
         """What the function is annotated to return, or Any."""
         if self._return_kind is UNSET:
-            try:
-                kind = get_type_hints(self._declared_function, include_extras=True).get("return", Any)
-            except (NameError, TypeError, AttributeError):
-                kind = Any  # names that exist for the type checker only
-            self._return_kind = kind if is_readable(kind) else Any
+            annotation = self.parameters.signature.return_annotation
+            kind = None if annotation is inspect.Signature.empty else resolved(annotation, self._declared_function)
+            self._return_kind = Any if kind is None or reader_of(kind) is None else kind
         return self._return_kind
 
     # Its options.

@@ -82,6 +82,7 @@ class TaskSet:
         # What the decorator says goes over the class, also for who reads the attribute.
         vars(task).update({name: options[name] for name in of_class if name in options})
         _check_where_it_runs(task)
+        task.parameters.check_declared(task_name)
         self._add(task)
         return task
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from ekiden import Ekiden, memory
-from ekiden.codec import is_readable
 from ekiden.errors import TaskArgumentsError
+from ekiden.kinds import is_readable
 from pydantic import BaseModel
 
 

@@ -360,9 +360,11 @@ def test_an_annotation_that_only_the_type_checker_can_see_is_not_checked() -> No
     def function(x: "NoSuchType", y: int) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     parameters = declared(function)
-    parameters.check("f", ("anything", "not a number"), {})
+    parameters.check("f", ("anything", 5), {})
 
-    assert parameters.convert(["anything", "x"], {}) == (["anything", "x"], {})
+    assert parameters.convert(["anything", 5], {}) == (["anything", 5], {})
+    with pytest.raises(TaskArgumentsError, match="'y'"):
+        parameters.check("f", ("anything", "not a number"), {})
 
 
 def test_an_annotation_that_has_no_json_form_is_not_checked() -> None:
