@@ -539,7 +539,7 @@ class Parameters:
             kind = self._annotation(parameter)
             if kind is None:
                 found.append(
-                    f"{parameter.name}: the annotation {parameter.annotation!r} names what is not there at run time"
+                    f"{parameter.name}: the annotation {parameter.annotation!r} names what cannot be looked up at run time"
                 )
             elif kind is not Any and reader_of(kind) is None:
                 found.append(f"{parameter.name}: values of {parameter.annotation!r} arrive as JSON has them")

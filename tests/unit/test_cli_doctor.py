@@ -97,18 +97,19 @@ def test_settings_that_do_not_go_together_are_named(app: Ekiden, settings: dict[
     assert trouble.startswith(said)
 
 
-def test_an_annotation_that_cannot_be_read_is_named(app: Ekiden) -> None:
-    class Opaque:
-        """Nothing can read it."""
+class Opaque:
+    """Nothing can read it."""
 
+
+def test_an_annotation_that_cannot_be_read_is_named(app: Ekiden) -> None:
     @app.task(name="take")
-    def take(it: Opaque, hidden: "NoSuchType") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+    def take(it: Opaque, hidden: NoSuchType) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     found = troubles(app)
 
     assert [each.partition(":")[0] for each in found] == ["warning arguments", "warning arguments"]
     assert "take: it: values of" in found[0]
-    assert "take: hidden: the annotation 'NoSuchType' names what is not there at run time" in found[1]
+    assert "take: hidden: the annotation 'NoSuchType' names what cannot be looked up at run time" in found[1]
 
 
 def test_limits_that_a_stop_or_each_other_defeat_are_named(app: Ekiden) -> None:

@@ -271,7 +271,7 @@ def test_a_name_for_the_type_checker_alone_switches_off_no_other_parameter(app: 
     with pytest.raises(TaskArgumentsError, match="'day'"):
         mixed.delay({}, "soon")
     (told,) = mixed.parameters.unreadable()
-    assert told == "hidden: the annotation 'OnlyForTheTypeChecker' names what is not there at run time"
+    assert told == "hidden: the annotation 'OnlyForTheTypeChecker' names what cannot be looked up at run time"
 
 
 def test_a_defaultdict_still_has_its_default(app: Ekiden) -> None:
