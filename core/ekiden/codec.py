@@ -536,13 +536,11 @@ class Parameters:
         for parameter in self.signature.parameters.values():
             if parameter.annotation is parameter.empty:
                 continue
-            kind = self._annotation(parameter)
+            kind, written = self._annotation(parameter), f"{parameter.annotation!r}"
             if kind is None:
-                found.append(
-                    f"{parameter.name}: the annotation {parameter.annotation!r} names what cannot be looked up at run time"
-                )
+                found.append(f"{parameter.name}: the annotation {written} names what cannot be looked up at run time")
             elif kind is not Any and reader_of(kind) is None:
-                found.append(f"{parameter.name}: values of {parameter.annotation!r} arrive as JSON has them")
+                found.append(f"{parameter.name}: values of {written} arrive as JSON has them")
         return found
 
     def check_declared(self, task_name: str) -> None:
