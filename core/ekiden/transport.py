@@ -10,7 +10,8 @@ Promises that hold across methods:
   ``name`` whose earlier holder still has deliveries gives those back first.
 - **Tags are fresh per hand-out**, so a consumer that wakes up late can settle, extend or release nothing that
   somebody else now holds; it is told LOST.
-- **Attempts rise when a message is handed out.** ``release`` takes that back; a lost lease does not.
+- **Attempts rise when a message is handed out.** ``release`` takes that back unless it is told to keep it; a lost
+  lease and ``close`` do not.
 - **The broker holds delayed messages**, and time is the broker's where it has a clock.
 - **Every wait is bounded, every call ends**: with an answer or a typed error from ``ekiden.errors`` within the
   transport's own time limit, or sooner where the caller gives a deadline (``publish``). Reconnecting is the
@@ -201,10 +202,11 @@ class Consumer(ABC):
         """
 
     @abstractmethod
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         """Give back what was never started, and its attempt too, to be delivered after ``delay`` seconds.
 
-        Lost deliveries are passed over. Raises BrokerUnavailable when it could not be done.
+        ``keep_attempt``: it was started, so this hand-out counts; the next one has the next attempt. Lost deliveries
+        are passed over. Raises BrokerUnavailable when it could not be done.
         """
 
     @abstractmethod

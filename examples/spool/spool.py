@@ -267,13 +267,13 @@ class SpoolConsumer(Consumer):
 
     # --8<-- [end:settle]
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
         with self._spool.change() as state:
             by_tag = state.by_tag()
             for held in [by_tag[each.tag] for each in deliveries if each.tag in by_tag]:
                 held.give_back()
-                held.attempt -= 1
+                held.attempt -= not keep_attempt
                 held.until = time.time() + delay if delay > 0 else 0.0
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:

@@ -62,10 +62,10 @@ class Broker(MemoryTransport):
                 return [Settled(SettleOutcome.FAILED, BrokerUnavailable("the broker is away")) for _ in endings]
             return settle(endings)
 
-        def release_if_there(deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+        def release_if_there(deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
             if self.away:
                 raise BrokerUnavailable("the broker is away")
-            release(deliveries, delay)
+            release(deliveries, delay, keep_attempt=keep_attempt)
 
         consumer.receive = receive_if_there  # type: ignore[method-assign]
         consumer.settle = settle_if_there  # type: ignore[method-assign]

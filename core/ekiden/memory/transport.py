@@ -201,12 +201,12 @@ class MemoryConsumer(Consumer):
             self._tell_of_room()
             return answers
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         with self._broker.lock:
             self._check_open()
             returned = [held for delivery in deliveries if (held := self.leased.pop(delivery.tag, None)) is not None]
             for held in reversed(returned):
-                held.attempt -= 1
+                held.attempt -= not keep_attempt
                 if delay > 0:
                     held.queue.postpone(held, time.time() + delay)
                 else:

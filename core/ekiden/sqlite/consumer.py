@@ -129,14 +129,14 @@ class SQLiteConsumer(Consumer):
             self._ring(followed)
         return answers
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
         if not deliveries:
             return
         state, until = (statements.DELAYED, time.time() + delay) if delay > 0 else (statements.READY, None)
         with self._database.write() as connection:
             for claim, rows in _by_claim(deliveries).items():
-                connection.execute(statements.RELEASE, (state, until, str(rows), claim))
+                connection.execute(statements.RELEASE, (state, until, int(not keep_attempt), str(rows), claim))
         self._drop(deliveries)
         self._ring({delivery.message.queue for delivery in deliveries})
 

@@ -124,7 +124,7 @@ STILL_HELD = "SELECT seq FROM message WHERE seq IN (SELECT value FROM json_each(
 SETTLE = "DELETE FROM message WHERE seq IN (SELECT value FROM json_each(?)) AND claim = ?"
 EXTEND = "UPDATE message SET until = ? WHERE seq IN (SELECT value FROM json_each(?)) AND claim = ?"
 RELEASE = """
-    UPDATE message SET state = ?, until = ?, claim = NULL, holder = NULL, attempt = attempt - 1
+    UPDATE message SET state = ?, until = ?, claim = NULL, holder = NULL, attempt = attempt - ?
     WHERE seq IN (SELECT value FROM json_each(?)) AND claim = ?
 """
 GIVE_BACK = """

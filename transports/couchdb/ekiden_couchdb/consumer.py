@@ -110,11 +110,11 @@ class CouchDBConsumer(Consumer):
         self._make_room()
         return answers
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
         found = [self._holdings.find(delivery) for delivery in deliveries]
         held = {id(each): each for each in found if each is not None}
-        self._settler.give_back(held.values(), attempts_less=1, delay=delay)
+        self._settler.give_back(held.values(), attempts_less=int(not keep_attempt), delay=delay)
         self._look_at = 0.0
         self._signals.ring({each.message.queue for each in held.values()})
         self._make_room()

@@ -98,9 +98,9 @@ class MongoDBConsumer(Consumer):
         )
         return answers
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
-        self._settler.release(deliveries, delay=delay)
+        self._settler.release(deliveries, delay=delay, keep_attempt=keep_attempt)
         self._drop(deliveries)
         self._signals.ring({delivery.message.queue for delivery in deliveries})
 

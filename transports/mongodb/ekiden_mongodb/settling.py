@@ -109,14 +109,12 @@ class Settler:
                     answers[held.number] = LOST
         return answers
 
-    def release(self, deliveries: Sequence[Delivery], *, delay: float) -> None:
+    def release(self, deliveries: Sequence[Delivery], *, delay: float, keep_attempt: bool) -> None:
         """As ``Consumer.release``."""
-        attempt_less: Document = {"$set": {"n": {"$subtract": ["$n", 1]}}}
+        changes: list[Document] = [] if keep_attempt else [{"$set": {"n": {"$subtract": ["$n", 1]}}}]
         if delay > 0:
-            due = {"$add": ["$$NOW", math.ceil(delay * 1000)]}
-            self._give_back(self._by_document(deliveries), [{"$set": {"w": due}}, attempt_less, *GIVEN_BACK])
-        else:
-            self._give_back(self._by_document(deliveries), [attempt_less, *GIVEN_BACK])
+            changes.append({"$set": {"w": {"$add": ["$$NOW", math.ceil(delay * 1000)]}}})
+        self._give_back(self._by_document(deliveries), [*changes, *GIVEN_BACK])
 
     def give_back(self, ids_by_token: dict[str, list[str]]) -> None:
         """Give back what is held, and leave it its attempt. Raises TransportError."""

@@ -122,7 +122,7 @@ class RabbitMQConsumer(Consumer):
                 answers[index] = SETTLED if is_ours else LOST
         return answers
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
         if not deliveries:
             return
@@ -133,7 +133,7 @@ class RabbitMQConsumer(Consumer):
         self._make_sure(doing="giving messages back", unless_heard_within=SURE_FOR_SECONDS)
         claimed = self._claim(deliveries)
         parcels = {
-            index: Parcel(ToQueue(delivery.message, delivery.attempt - 1, max(delay, 0.0)))
+            index: Parcel(ToQueue(delivery.message, delivery.attempt - (not keep_attempt), max(delay, 0.0)))
             for index, delivery in enumerate(deliveries)
             if index in claimed and claimed[index].state is State.ENDING
         }

@@ -111,12 +111,12 @@ class RedisConsumer(Consumer):
         )
         return answers
 
-    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+    def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
         by_queue: dict[str, list[bytes]] = {}
         for delivery in deliveries:
             by_queue.setdefault(delivery.message.queue, []).append(delivery.tag)
-        self._give_back(by_queue, attempts_less=1, delay=delay)
+        self._give_back(by_queue, attempts_less=int(not keep_attempt), delay=delay)
         self._drop(deliveries)
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:

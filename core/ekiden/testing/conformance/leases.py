@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from ekiden.message import (
     LOST,
     SETTLED,
@@ -167,6 +169,49 @@ class Endings(TransportFixtures):
 
         assert third.attempt == 3
         assert self.collect_one(consumer).attempt == 3
+
+    @pytest.mark.parametrize("delay", [0.0, 0.2])
+    def test_what_was_started_is_released_and_keeps_its_attempt(
+        self, transport: Transport, queue: str, delay: float
+    ) -> None:
+        message = a_message(queue, b"body", headers={"kind": "x"}, priority=6)
+        transport.publish([message])
+        consumer = self.consume(transport, queue)
+
+        attempts = []
+        for _ in range(3):
+            delivery = self.collect_one(consumer)
+            attempts.append(delivery.attempt)
+            consumer.release([delivery], delay, keep_attempt=True)
+
+        again = self.collect_one(consumer)
+        assert [*attempts, again.attempt] == [1, 2, 3, 4]
+        assert again.message == message
+
+    def test_of_what_is_released_together_each_keeps_its_own_count(self, transport: Transport, queue: str) -> None:
+        transport.publish(numbered(queue, 3))
+        consumer = self.consume(transport, queue)
+        first, second, third = self.collect(consumer, 3)
+
+        consumer.release([first], keep_attempt=True)
+        consumer.release([second, third])
+
+        again = {delivery.message.id: delivery.attempt for delivery in self.collect(consumer, 3)}
+        assert again == {first.message.id: 2, second.message.id: 1, third.message.id: 1}
+
+    def test_what_was_lost_is_not_released_to_keep_its_attempt(
+        self, transport: Transport, other: Transport, queue: str
+    ) -> None:
+        transport.publish([a_message(queue)])
+        first, second = self.consume(transport, queue), self.consume(other, queue)
+        old = self.collect_one(first)
+        first.release([old], keep_attempt=True)
+        new = self.collect_one(second)
+
+        first.release([old], keep_attempt=True)
+
+        assert second.settle([Ending(new)]) == [SETTLED]
+        assert new.attempt == 2
 
     def test_released_messages_keep_their_order(self, transport: Transport, queue: str) -> None:
         transport.publish(numbered(queue, 20))
