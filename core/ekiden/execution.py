@@ -390,13 +390,14 @@ class Context(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What is to be done: store ``result``; then settle the delivery with ``publish``, or release it after ``release``.
 
-    ``release`` is None for settling, else the delay in seconds. ``reply`` is to be told to who waits at ``reply_to``
-    before or while the delivery is settled.
+    ``release`` is None for settling, else the delay in seconds; ``keep_attempt`` says that it was started, so that its
+    attempt counts. ``reply`` is to be told to who waits at ``reply_to`` before or while the delivery is settled.
     """
 
     result: StoredResult | None = None
     publish: tuple[Message, ...] = ()
     release: float | None = None
+    keep_attempt: bool = False
     reply: StoredResult | None = None
     reply_to: str | None = None
 
@@ -436,8 +437,8 @@ def verdict(
             return _failed(case, State.EXPIRED, _failure(TaskExpired("expired before a worker could start it")))
         case Revoked(terminated=terminated):
             return _failed(case, State.REVOKED, _failure(TaskRevoked("terminated" if terminated else "revoked")))
-        case Postponed(delay=delay):
-            return Verdict(release=delay)
+        case Postponed(delay=delay, keep_attempt=keep_attempt):
+            return Verdict(release=delay, keep_attempt=keep_attempt)
         case Ignored() | SecondCopy():
             return _SETTLE
         case AlreadyEnded():

@@ -66,10 +66,14 @@ class Unprocessable(msgspec.Struct, frozen=True, tag=True):
 
 
 class Postponed(msgspec.Struct, frozen=True, tag=True):
-    """Not now, and no attempt of it: another worker may know better, or its turn comes later."""
+    """Not now: another worker may know better, or its turn comes later. It counts as no attempt.
+
+    ``keep_attempt``: its body had been given to a process that died, not by our hand. That attempt counts.
+    """
 
     delay: float
     reason: str
+    keep_attempt: bool = False
 
 
 class SecondCopy(msgspec.Struct, frozen=True, tag=True):

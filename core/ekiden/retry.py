@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ekiden.errors import WorkerLostError
 from ekiden.options import Policy
 
 _LARGEST_EXPONENT = 60
@@ -15,6 +16,18 @@ def tries_left(max_retries: int | None, retries: int) -> bool:
 def is_retried(policy: Policy, error: BaseException) -> bool:
     """Whether the task asked to be tried again after this kind of error."""
     return isinstance(error, policy.autoretry_for) and not isinstance(error, policy.dont_autoretry_for)
+
+
+def asks_for_tries_after_death(policy: Policy, error: WorkerLostError, retries: int) -> bool:
+    """Whether the task asked, by that very name, for one more try when the process of its body dies.
+
+    ``autoretry_for=(Exception,)`` is about what the body raises: after a death the same try is handed out again.
+    """
+    return (
+        WorkerLostError in policy.autoretry_for
+        and is_retried(policy, error)
+        and tries_left(policy.max_retries, retries)
+    )
 
 
 def retry_delay(policy: Policy, retries: int, chance: float) -> float:

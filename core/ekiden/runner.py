@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 from ekiden.app import Ekiden
 from ekiden.body_frames import Answer, Ask, Run
 from ekiden.body_process import BodyProcess, answer_ask
+from ekiden.codec import failure_record
 from ekiden.errors import MisuseError, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from ekiden.execution import Terminated, finish, outcome_of, run, run_async
 from ekiden.job import Job, Work
 from ekiden.loggers import safe_logger
 from ekiden.options import publishing
-from ekiden.outcomes import Outcome, Postponed, Revoked
+from ekiden.outcomes import Failed, Outcome, Postponed, Revoked, Unprocessable
 from ekiden.pools import Alarm, ThreadBody, Watchdog
 from ekiden.request import Execution, running
+from ekiden.retry import asks_for_tries_after_death
 
 if TYPE_CHECKING:
     import asyncio
@@ -212,7 +214,7 @@ class Runner:
         try:
             process = self._processes.take()
         except WorkerLostError as error:
-            return self._ended_outside(work, error, began)
+            return self._after_death(job, work, error, began, delay=_NO_PROCESS_DELAY_SECONDS)
         except OSError as error:
             # No memory, no descriptors, no processes left: that is this machine's trouble, not the task's.
             logger.warning("no body process can be started for %s: %s", job, error)
@@ -237,7 +239,9 @@ class Runner:
             outcome = process.run(frame, self._answer)
         except (WorkerLostError, MisuseError) as error:
             self._processes.drop(process)
-            return self._ended_outside(work, ended_by[0] if ended_by else error, began)
+            if ended_by or isinstance(error, MisuseError):
+                return self._ended_outside(work, ended_by[0] if ended_by else error, began)
+            return self._after_death(job, work, error, began)
         finally:
             del self._interrupts[id(job)]
             if alarm is not None:
@@ -250,7 +254,27 @@ class Runner:
 
     def _ended_outside(self, work: Work, error: BaseException, began: float) -> Outcome:
         """The outcome of a body that did not end by itself: as if it had raised ``error``; its handlers run here."""
-        outcome = outcome_of(error, work.policy, work.request, time.time())
+        return self._finished(work, outcome_of(error, work.policy, work.request, time.time()), error, began)
+
+    def _after_death(
+        self, job: Job, work: Work, error: WorkerLostError, began: float, *, delay: float = 0.0
+    ) -> Outcome:
+        """The outcome of a body whose process died, not by our hand: it is a death like a worker's.
+
+        The message is handed out again, after ``delay`` seconds, unless that has been done often enough; or unless
+        it cannot be, because it was settled first.
+        """
+        attempt = job.delivery.attempt
+        if job.settled or asks_for_tries_after_death(work.policy, error, work.call.retries):
+            return self._ended_outside(work, error, began)
+        if attempt < work.policy.max_deliveries:
+            return Postponed(delay, str(error), keep_attempt=True)
+        lost = error if attempt == 1 else WorkerLostError(f"handed out {attempt} times; the last time {error}")
+        outcome = self._finished(work, Failed(failure_record(lost, None)), lost, began)
+        return Unprocessable(outcome.failure) if isinstance(outcome, Failed) else outcome
+
+    def _finished(self, work: Work, outcome: Outcome, error: BaseException, began: float) -> Outcome:
+        """``outcome``, after the task's handlers for it have run."""
         if self._abandoning:
             return outcome  # nobody looks at it: the message goes back
         execution = Execution(work.request, [])

@@ -498,12 +498,12 @@ class Settler:
             for job in giving_back.jobs:
                 self._held.pop(id(job), None)
             self._giving_back.remove(giving_back)
-        by_delay: dict[float, list[_Unsettled]] = {}
+        together: dict[tuple[float, bool], list[_Unsettled]] = {}
         for each in self._unsettled:
             if each.verdict.release is not None:
-                by_delay.setdefault(each.verdict.release, []).append(each)
-        for delay, group in by_delay.items():
-            self._consumer.release([each.job.delivery for each in group], delay)
+                together.setdefault((each.verdict.release, each.verdict.keep_attempt), []).append(each)
+        for (delay, keep_attempt), group in together.items():
+            self._consumer.release([each.job.delivery for each in group], delay, keep_attempt=keep_attempt)
             for each in group:
                 self._unsettled.remove(each)
                 self._held.pop(id(each.job), None)
@@ -617,6 +617,8 @@ def _log_outcome(job: Job) -> None:
             logger.warning("%s was rejected%s: %s", job, ", to be run again" if requeue else "", reason)
         case SecondCopy():
             logger.warning("%s is a second copy of a step that has begun elsewhere; it is settled and not run", job)
+        case Postponed(reason=reason, keep_attempt=True):
+            logger.warning("%s is handed out again, attempt %d of it counts: %s", job, job.delivery.attempt, reason)
         case Postponed(reason=reason, delay=delay):
             logger.debug("%s is given back for %.1f s: %s", job, delay, reason)
         case other:

@@ -170,6 +170,26 @@ def die(path: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.task(pool="process", base=Noting, autoretry_for=(Exception,), max_retries=1, default_retry_delay=0)
+def die_once(path: str) -> list[int]:
+    note(path, "started")
+    if die_once.request.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [die_once.request.attempt, die_once.request.retries]
+
+
+@app.task(pool="process", base=Noting, acks="early")
+def die_settled(path: str) -> None:
+    note(path, "started")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(base=Noting, max_deliveries=2, dead_letter=False)
+async def die_async(path: str) -> None:
+    note(path, "started")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @app.task(pool="process", base=Noting, autoretry_for=(WorkerLostError,), max_retries=2, default_retry_delay=0)
 def die_first(path: str) -> str:
     if die_first.request.retries < 2:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,6 +129,12 @@ class RunningWorker:
     def kill_one(self, chance: random.Random) -> None:
         """``kill -9`` for one of its worker processes."""
         os.kill(eventually(lambda: chance.choice(self.worker_pids() or [0]), what="a process"), signal.SIGKILL)
+
+    def kill_any(self, chance: random.Random) -> None:
+        """``kill -9`` for one of its worker or body processes."""
+        pids = eventually(lambda: self.worker_pids() + self.body_pids(), what="a process")
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(chance.choice(pids), signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the supervisor alone."""

@@ -132,23 +132,62 @@ def test_a_body_process_that_holds_the_interpreter_ends_at_once_with_its_worker(
     wait_until_gone(body, within=2.0)
 
 
-def test_a_killed_body_process_fails_its_task_and_no_other(ground: Ground) -> None:
+def test_the_task_of_a_killed_body_process_runs_again_and_no_other_does(ground: Ground) -> None:
     worker = ground.start()
-    lost = ground.app.send_task("gated_apart", (1,))
+    killed = ground.app.send_task("gated_apart", (1,))
     ground.ledger.wait("begun")
     other = ground.app.send_task("gated", (2,))
     ground.ledger.wait("begun", 2)
+    (pid,) = worker.worker_pids()
 
     os.kill(worker.body_pids()[0], signal.SIGKILL)
 
-    eventually(lost.ready, what="the task whose process was killed ends")
+    ground.ledger.wait("begun", 3)
     ground.open()
+    assert killed.get(10) == 1
     assert other.get(10) == 2
-    assert lost.state == "FAILURE"
-    assert "SIGKILL" in str(lost.result)
     ground.wait_until_empty()
-    assert [seen.message.headers["ekiden-dead-reason"] for seen in ground.dead()] == ["WorkerLostError"]
+    assert [each["number"] for each in ground.ledger.entries("begun")] == [1, 2, 1]
+    assert ground.dead() == []
+    assert worker.worker_pids() == [pid]
+    assert len(worker.said("is handed out again, attempt 1 of it counts: .* SIGKILL")) == 1
+
+
+def test_a_body_process_that_is_killed_each_time_is_buried_after_five(ground: Ground) -> None:
+    worker = ground.start()
+    killed = ground.app.send_task("gated_apart", (1,))
+
+    for count in range(1, 6):
+        pid = ground.ledger.wait("begun", count)[-1]["pid"]
+        os.kill(pid, signal.SIGKILL)
+
+    eventually(killed.ready, what="the task whose process was killed ends")
+    assert killed.state == "FAILURE"
+    assert "SIGKILL" in str(killed.result)
+    ground.wait_until_empty()
+    (letter,) = ground.dead()
+    assert letter.message.headers["ekiden-dead-reason"] == "WorkerLostError"
+    assert letter.message.headers["ekiden-dead-attempts"] == 5
+    assert len(ground.ledger.entries("begun")) == 5
     assert len(worker.worker_pids()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_storm_of_kills_among_all_processes_buries_no_innocent(ground: Ground) -> None:
+    count = ground.backlog(600)
+    worker = ground.start(processes=2, lease=ground.lease(5.0), threads=3)
+    chance = random.Random(3)
+    for number in range(count):
+        ground.app.send_task("work_apart" if number % 3 == 0 else "work", (number, 0.005))
+
+    for kills in range(1, 13):
+        worker.kill_any(chance)
+        eventually(lambda kills=kills: ground.ledger.length() >= count * kills // 14, what="more is done", within=60)
+    ground.wait_until_empty(within=120)
+
+    assert set(ground.ledger.done()) == set(range(count))
+    assert ground.dead() == []
 
 
 @pytest.mark.slow

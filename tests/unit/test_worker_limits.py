@@ -21,7 +21,15 @@ from ekiden.errors import (
 from ekiden.testing.plugin import StartWorker
 
 from tests.apps import bodies
-from tests.working import PATIENCE, eventually, hand_out_and_lose, is_empty, wait_until_settled
+from tests.working import (
+    PATIENCE,
+    dead_letters,
+    eventually,
+    hand_out_and_lose,
+    is_empty,
+    the_dead_letter,
+    wait_until_settled,
+)
 
 PLACES = ["thread", "loop", "process"]
 
@@ -315,13 +323,56 @@ def test_terminating_one_task_never_ends_another(ekiden_worker: StartWorker) -> 
 # Processes that die.
 
 
-def test_a_body_whose_process_dies_fails(ekiden_worker: StartWorker, path: str) -> None:
+def test_a_body_whose_process_dies_is_handed_out_again(ekiden_worker: StartWorker, path: str) -> None:
+    ekiden_worker()
+
+    assert bodies.die_once.delay(path).get(PATIENCE) == [2, 0]
+    assert noted(path) == ["started", "started", "on_success [2, 0] True"]
+    wait_until_settled(bodies.app)
+    assert dead_letters(bodies.app) == []
+
+
+def test_a_message_that_kills_its_body_process_each_time_is_buried_after_five(
+    ekiden_worker: StartWorker, path: str
+) -> None:
+    ekiden_worker()
+
+    with pytest.raises(WorkerLostError, match=r"handed out 5 times; the last time .* ended by SIGKILL"):
+        bodies.die.delay(path).get(PATIENCE)
+    assert noted(path) == ["started"] * 5 + ["on_failure WorkerLostError True"]
+    letter = the_dead_letter(bodies.app)
+    assert letter.headers["ekiden-dead-attempts"] == 5
+    assert letter.headers["ekiden-dead-reason"] == "WorkerLostError"
+    assert bodies.pid_in_process.delay().get(PATIENCE) != os.getpid()
+
+
+def test_deaths_of_workers_and_of_body_processes_are_counted_together(ekiden_worker: StartWorker, path: str) -> None:
+    result = bodies.die.delay(path)
+    hand_out_and_lose(bodies.app, 3)
+    ekiden_worker()
+
+    with pytest.raises(WorkerLostError, match="handed out 5 times"):
+        result.get(PATIENCE)
+    assert noted(path) == ["started"] * 2 + ["on_failure WorkerLostError True"]
+
+
+def test_a_settled_call_whose_process_dies_fails_at_once(ekiden_worker: StartWorker, path: str) -> None:
     ekiden_worker()
 
     with pytest.raises(WorkerLostError, match="ended by SIGKILL"):
-        bodies.die.delay(path).get(PATIENCE)
-    wait_for_note(path, "on_failure WorkerLostError True")
-    assert bodies.pid_in_process.delay().get(PATIENCE) != os.getpid()
+        bodies.die_settled.delay(path).get(PATIENCE)
+    assert noted(path) == ["started", "on_failure WorkerLostError True"]
+
+
+def test_what_was_handed_out_too_often_is_kept_whatever_its_task_says(ekiden_worker: StartWorker, path: str) -> None:
+    result = bodies.die_async.delay(path)
+    hand_out_and_lose(bodies.app, 1)  # from the second time on it runs in a body process
+    ekiden_worker()
+
+    with pytest.raises(WorkerLostError, match="handed out 2 times"):
+        result.get(PATIENCE)
+    assert noted(path) == ["started", "on_failure WorkerLostError True"]
+    assert the_dead_letter(bodies.app).headers["ekiden-dead-attempts"] == 2
 
 
 @pytest.mark.slow

@@ -69,6 +69,12 @@ def gated_apart(number: int, gate: str = "gate") -> int:
     return number
 
 
+@app.task(name="work_apart", bind=True, pool="process")
+def work_apart(self, number: int, seconds: float = 0.0) -> int:
+    """What ``work`` does, in a body process."""
+    return work.run(number, seconds)
+
+
 @app.task(name="follow", bind=True)
 def follow(self, number: int, what: str) -> None:
     """What comes after a task."""
