@@ -286,9 +286,9 @@ def execute(app: Ekiden, frame: Run) -> Outcome:
     policy = app.policy(task)
     request = Request(call, message.queue, message.priority, frame.attempt, message.headers, frame.hostname)
     if task.is_async:
-        import asyncio  # 40 ms to import, and only for tasks that are async
+        from ekiden.event_loop import run_coroutine  # asyncio takes 40 ms to import, and not every task is async
 
-        return asyncio.run(_execute_async(task, policy, request, frame.soft_time_limit))
+        return run_coroutine(_execute_async(task, policy, request, frame.soft_time_limit))
     with SoftTimeLimit(frame.soft_time_limit):
         return run(task, policy, request)
 

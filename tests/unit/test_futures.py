@@ -1,7 +1,6 @@
 """The thread that waits for all who await: nobody is forgotten, whenever they come."""
 
 import asyncio
-import math
 import sys
 import threading
 import time
@@ -196,7 +195,7 @@ def test_async_callers_are_told_what_ends_their_thread_and_another_one_begins() 
     stored: list[str] = []
 
     class Failing(MemoryTransport):
-        def publish(self, messages: Sequence[Message], *, deadline: float = math.inf) -> list[Published]:
+        def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
             if not stored:
                 stored.append("failed")
                 raise Bug
