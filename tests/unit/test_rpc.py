@@ -310,17 +310,18 @@ def test_a_call_that_cannot_be_answered_is_not_sent(troubled: TroubledApp) -> No
 
 
 def test_persisting_ends_with_the_publish_timeout() -> None:
-    def fail() -> None:
+    def fail(_: float) -> None:
         raise BrokerUnavailable("away")
 
     publisher = Publisher(lambda: pytest.fail("not asked"))
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable):
-        publisher.persist(fail, Publishing(0.2, PublishRetryPolicy()))
+        publisher.persist(fail, Publishing(0.2, PublishRetryPolicy()), began + 0.2)
     assert_quick(time.monotonic() - began, 0.2)
 
+    once_more = PublishRetryPolicy(max_retries=1, interval_start=0.0)
     with pytest.raises(BrokerUnavailable):
-        publisher.persist(fail, Publishing(10.0, PublishRetryPolicy(max_retries=1, interval_start=0.0)))
+        publisher.persist(fail, Publishing(10.0, once_more), time.monotonic() + 10.0)
 
 
 def test_an_app_that_was_closed_opens_anew(app: Ekiden) -> None:
