@@ -489,8 +489,6 @@ class RpcBackend(Backend):
     def _check_usable(self) -> None:
         if self._closed.is_set():
             raise BackendError(f"The result backend {self._url} was closed here; open it again.")
-        if self._failure is not None:
-            raise BackendError(f"replies cannot be received any more: {self._failure!r}") from self._failure
 
 
 def _results_in(delivery: Delivery) -> list[StoredResult]:

@@ -213,6 +213,25 @@ def test_async_callers_are_told_what_ends_their_thread_and_another_one_begins() 
         publisher.close()
 
 
+def test_who_has_given_up_awaiting_leaves_nothing_behind(backend: WatchedBackend, waiting: WaitingThread) -> None:
+    async def main() -> None:
+        for task_id in ("a", "a", "b"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(waiting.wait(task_id), 0.01)
+        patient = asyncio.ensure_future(waiting.wait("a"))
+        cancelled = asyncio.ensure_future(waiting.wait("a"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert {task_id: len(callbacks) for task_id, callbacks in waiting._callbacks.items()} == {"a": 1}
+        await asyncio.to_thread(backend.put, [final("a")])
+        assert await asyncio.wait_for(patient, PATIENCE) == final("a")
+
+    asyncio.run(main())
+
+    assert not waiting._callbacks
+
+
 def test_closing_is_quick_and_told_to_who_waits(backend: WatchedBackend) -> None:
     waiting = WaitingThread(backend)
     called = Called()
