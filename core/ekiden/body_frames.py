@@ -97,10 +97,9 @@ class AskGet(msgspec.Struct, frozen=True, tag=True):
 
 
 class AskExpect(msgspec.Struct, frozen=True, tag=True):
-    """``Backend.expect``; ``seconds`` as above."""
+    """``Backend.expect``."""
 
     ids: list[str]
-    seconds: float | None = None
 
 
 class AskWait(msgspec.Struct, frozen=True, tag=True):
@@ -111,10 +110,9 @@ class AskWait(msgspec.Struct, frozen=True, tag=True):
 
 
 class AskForget(msgspec.Struct, frozen=True, tag=True):
-    """``Backend.forget``; ``seconds`` as above."""
+    """``Backend.forget``."""
 
     ids: list[str]
-    seconds: float | None = None
 
 
 class AskRead(msgspec.Struct, frozen=True, tag=True):

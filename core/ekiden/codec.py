@@ -39,7 +39,6 @@ from ekiden.errors import (
 from ekiden.kinds import Reader, check_kept, encode, encode_other, reader_of, unkept
 from ekiden.safe_text import cut, cut_middle, json_bytes, repr_of, storable, text_of
 from ekiden.signature import FORMAT_VERSION, Call
-from ekiden.times import Moment
 
 CONTENT_TYPE_HEADER = "content-type"
 JSON_CONTENT_TYPE = "application/json"
@@ -198,8 +197,8 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
     worker: str | None = None
     retries: int = 0
     queue: str | None = None
-    due: Moment | None = None
-    done: Moment | None = None
+    due: float | None = None
+    done: float | None = None
     runtime: float | None = None
     parent: str | None = None
     root: str | None = None
@@ -270,13 +269,16 @@ def _members(error: BaseException, most_bytes: int) -> tuple[FailureRecord, ...]
     """The members of a group, each in its share of the bytes. Too many for that, or too deep: those that fit."""
     if not isinstance(error, BaseExceptionGroup) or most_bytes < _SMALLEST_FAILURE_BYTES:
         return ()
-    chosen = error.exceptions[: most_bytes // _SMALLEST_FAILURE_BYTES]
+    try:
+        chosen = tuple(error.exceptions)[: most_bytes // _SMALLEST_FAILURE_BYTES]
+    except BaseException:  # noqa: BLE001 - as for arguments
+        return ()
     return tuple(failure_record(each, None, most_bytes=most_bytes // len(chosen) // 2) for each in chosen)
 
 
 def _recorded_arguments(error: BaseException, most_bytes: int) -> tuple[Any, ...]:
     try:
-        args = (error.message,) if isinstance(error, BaseExceptionGroup) else _made_with(error)
+        args = (error.message,) if isinstance(error, BaseExceptionGroup) else tuple(_made_with(error))
     except BaseException:  # noqa: BLE001 - a user's class may have made something else of what is asked here
         return ()
     recorded = []

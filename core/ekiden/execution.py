@@ -30,9 +30,8 @@ from __future__ import annotations
 import math
 import random
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from types import CoroutineType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
@@ -63,6 +62,7 @@ from ekiden.errors import (
     TaskRejected,
     TaskRevoked,
 )
+from ekiden.loggers import safe_logger
 from ekiden.message import (
     DEAD_SUFFIX,
     RESERVED_HEADER_PREFIX,
@@ -92,12 +92,14 @@ from ekiden.replies import REPLY_TO_HEADER, reply_queue
 from ekiden.request import MOST_CHILDREN, Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
-from ekiden.safe_text import cut, storable, text_of
-from ekiden.signature import Call, Step, due_of_retry, follow_up_id
+from ekiden.safe_text import cut, storable, text_of, traceback_text
+from ekiden.signature import Call, Step, follow_up_id, seconds_until
 from ekiden.states import State
 
 if TYPE_CHECKING:
     from ekiden.task import Task
+
+logger = safe_logger(__name__)
 
 REQUEUE_DELAY = 1.0
 """Seconds after which a message that its task gave back (``Reject(requeue=True)``) is handed out again."""
@@ -261,7 +263,7 @@ def _asked_for(retry: Retry, policy: Policy, request: Request, now: float) -> Re
     changed = msgspec.structs.replace(request.call, args=args or (), kwargs=kwargs or {})
     carried = request.call if args is None and kwargs is None else decode_call(encode_call(changed), {})
     return Retried(
-        due=due_of_retry(retry.when, now),
+        due=now + (seconds_until(retry.when, now) or 0.0),
         failure=None if retry.exc is None else _failure_of(retry.exc, policy),
         args=None if args is None else list(carried.args),
         kwargs=None if kwargs is None else dict(carried.kwargs),
@@ -278,7 +280,10 @@ def finish(
     if task.has_hooks:
         outcome = _call_handlers(task, policy, request, outcome, value=value)
     if hooks.task_ended_receivers():
-        _send_signals(task, request, outcome, value)
+        try:
+            _send_signals(task, request, outcome, value)
+        except Exception:
+            logger.exception("%s[%s]: its end could not be signalled", task.name, request.id)
     return outcome
 
 
@@ -315,7 +320,7 @@ def _send_signals(task: Task[..., Any], request: Request, outcome: Outcome, valu
                 exception=value,
                 args=call.args,
                 kwargs=call.kwargs,
-                traceback=getattr(value, "__traceback__", None),
+                traceback=_frames_of(value),
                 einfo=_einfo(outcome.failure),
             )
     hooks.task_postrun.send(
@@ -360,15 +365,20 @@ def _state_of(outcome: Outcome) -> str:
 _OUR_FILES = (__file__,)
 
 
-def _traceback_of(error: BaseException) -> str | None:
-    """The traceback as text, without the frames of ours above the user's function; None where it cannot be told."""
+def _traceback_of(error: BaseException) -> str:
+    """The traceback as text, without the frames of ours above the user's function."""
+    frames = _frames_of(error)
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FILES and frames.tb_next is not None:
+        frames = frames.tb_next
+    return traceback_text(error, frames)
+
+
+def _frames_of(error: Any) -> TracebackType | None:
     try:
         frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FILES and frames.tb_next is not None:
-            frames = frames.tb_next
-        return "".join(traceback.format_exception(type(error), error, frames))
     except BaseException:  # noqa: BLE001 - a user's exception may answer anything when it is asked for what it holds
         return None
+    return frames if isinstance(frames, TracebackType) else None
 
 
 # The verdict.
@@ -584,7 +594,7 @@ def _follow_up(
     step: Step, call: Call, first: msgspec.Raw, *, why: str, carried: dict[str, HeaderValue], context: Context
 ) -> Message:
     task_id = follow_up_id(step, call.id, why)
-    due = None if step.countdown is None or step.countdown <= 0 else context.now + step.countdown
+    due = None if not step.countdown else context.now + step.countdown
     sending = context.route(step.task, step.queue, step.priority)
     follow_up = Call(
         task=step.task,
@@ -593,7 +603,7 @@ def _follow_up(
         args=step.args if step.immutable else (first, *step.args),
         kwargs=step.kwargs,
         eta=due,
-        expires=None if step.expires is None else max(0.0, context.now + step.expires),
+        expires=None if step.expires is None else context.now + step.expires,
         root=call.root or call.id,
         parent=call.id,
         on_success=step.on_success,

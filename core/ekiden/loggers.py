@@ -7,10 +7,9 @@ it: a value in it has no control characters and ends no line, and what stands be
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Mapping
 
-from ekiden.safe_text import Block, block, one_line, repr_of, text_of
+from ekiden.safe_text import Block, block, one_line, repr_of, text_of, traceback_text
 
 
 def safe_logger(name: str) -> logging.Logger:
@@ -42,9 +41,9 @@ def _make_safe(record: logging.LogRecord) -> bool:
         record.args = tuple(map(_safe, record.args))
     elif not isinstance(record.msg, Block):
         record.msg = one_line(text_of(record.msg))
-    if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
+    if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         # Where this is set, every formatter shows it instead of formatting the exception itself.
-        record.exc_text = block("".join(traceback.format_exception(*record.exc_info)))
+        record.exc_text = block(traceback_text(record.exc_info[1]))
     return True
 
 

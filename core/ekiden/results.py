@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
@@ -20,7 +21,6 @@ from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_ex
 from ekiden.errors import BackendRefused, ResultTimeout, TaskError
 from ekiden.loggers import safe_logger
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
-from ekiden.times import checked_timeout
 
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
@@ -116,13 +116,11 @@ class Backend(ABC):
     @abstractmethod
     def __init__(self, url: BrokerURL) -> None: ...
 
-    def expect(
-        self, ids: Sequence[str], transport: Callable[[], Transport], *, deadline: float | None = None
-    ) -> str | None:
+    def expect(self, ids: Sequence[str], transport: Callable[[], Transport]) -> str | None:
         """Asked before calls are sent: the queue that their results are to be sent to; None where they are stored.
 
         ``transport`` opens the one that results would come over. Raises BrokerUnavailable when there can be no such
-        queue now, or none by ``deadline`` (``time.monotonic()`` seconds).
+        queue now.
         """
         return None
 
@@ -152,11 +150,8 @@ class Backend(ABC):
         """Make every ``wait`` in progress in this process return now with what is final."""
 
     @abstractmethod
-    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
-        """Delete what is stored for each; unknown ids are passed over.
-
-        ``deadline`` (``time.monotonic()`` seconds): it ends by then, where that is sooner than the backend's own.
-        """
+    def forget(self, ids: Sequence[str]) -> None:
+        """Delete what is stored for each; unknown ids are passed over."""
 
     @abstractmethod
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
@@ -390,8 +385,8 @@ class AsyncResult(Generic[R_co]):
         """Wait for the result and return it.
 
         Raises what the task raised (unless ``propagate`` is False: then it is returned), TaskRevoked or TaskExpired
-        for what never ran, and ResultTimeout after ``timeout`` seconds; 0 or less asks once. Inside a task it raises
-        MisuseError unless ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
+        for what never ran, and ResultTimeout after ``timeout`` seconds. Inside a task it raises MisuseError unless
+        ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
         """
         if self.ignored:
             return cast("R_co", None)
@@ -434,8 +429,7 @@ class AsyncResult(Generic[R_co]):
         self, timeout: float | None = None, *, propagate: bool = True
     ) -> Iterator[tuple[AsyncResult[Any], Any]]:
         """Wait for this result, then for those of its children, and theirs: (result, value), breadth first."""
-        seconds = checked_timeout(timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if timeout is None else time.monotonic() + timeout
         waiting: list[AsyncResult[Any]] = [self]
         while waiting:
             result = waiting.pop(0)
@@ -479,8 +473,7 @@ class AsyncResult(Generic[R_co]):
         if self._final is not None:
             return self._final
         backend = self._source.opened_backend()
-        seconds = checked_timeout(timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = _LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             for stored in backend.wait([self.id], min(max(left, 0.0), _LONGEST_WAIT)):
@@ -488,7 +481,7 @@ class AsyncResult(Generic[R_co]):
                 return stored
             if deadline is not None and time.monotonic() >= deadline:
                 raise ResultTimeout(
-                    f"task {self.id} had not ended after {seconds:g} s; it is {self.state} and goes on; ask later."
+                    f"task {self.id} had not ended after {timeout:g} s; it is {self.state} and goes on; ask later."
                     + ("" if backend.stores else _MAYBE_LOST)
                 )
 
@@ -508,7 +501,9 @@ class AsyncResult(Generic[R_co]):
             error = value if isinstance(value, BaseException) else TaskError(f"task {self.id} is {stored.state}")
             text = decode_outcome(stored.body).failure
             if text is not None and text.traceback:
-                error.add_note(f"In the worker:\n{text.traceback}")
+                # A class of a user's may have an add_note() of its own, or refuse notes.
+                with suppress(Exception):
+                    BaseException.add_note(error, f"In the worker:\n{text.traceback}")
             raise error
         return value
 

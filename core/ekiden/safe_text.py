@@ -2,6 +2,7 @@
 
     storable            for records and messages: a plain ``str`` that UTF-8 carries
     text_of, repr_of    ``str()`` and ``repr()`` of anything: raises nothing, and is storable
+    traceback_text      the same of an exception's traceback
     cut, cut_middle     no more bytes than that, written as JSON
     printable           for a terminal: nothing in it moves the cursor, changes colours, hides or turns text round
     one_line            for a line of a log: printable, and not too long
@@ -14,7 +15,9 @@ outside. Every line of ours in a log passes through ``ekiden.loggers``, every pr
 
 from __future__ import annotations
 
+import traceback
 import unicodedata
+from types import TracebackType
 
 import msgspec
 
@@ -65,6 +68,17 @@ def repr_of(value: object) -> str:
         return storable(repr(value))
     except BaseException:  # noqa: BLE001 - a user's __repr__ may do anything
         return f"a {_name_of(type(value))} whose repr failed"
+
+
+def traceback_text(error: BaseException, frames: TracebackType | None = None) -> str:
+    """The traceback of ``error``, storable; ``frames``: where it begins, if not where the error was caught.
+
+    Where that cannot be told, what failed: a user's exception may answer anything when it is asked for its causes.
+    """
+    try:
+        return storable("".join(traceback.format_exception(type(error), error, frames or error.__traceback__)))
+    except BaseException as failure:  # noqa: BLE001 - as above
+        return f"(its traceback cannot be shown: {repr_of(failure)})"
 
 
 def _name_of(kind: type) -> str:

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, overload
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from ekiden.errors import MisuseError, TaskArgumentsError
 from ekiden.message import HeaderValue, derived_id
-from ekiden.options import MOST, Priority, call_options, check_call_options
+from ekiden.options import PositiveSeconds, Priority, call_options, check_call_options
 from ekiden.safe_text import repr_of
-from ekiden.times import LONGEST_SECONDS, Moment, Offset, PositiveSeconds, check_moment, check_seconds
 
 if TYPE_CHECKING:
     from ekiden.results import AsyncResult
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _LONGEST_SHOWN = 80
 
-Retries = Annotated[int, Meta(ge=0, le=MOST)]
+Retries = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """Every result store can hold it."""
 
 
@@ -45,8 +44,8 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     task_id: str | None = None
     queue: str | None = None
     priority: Priority | None = None
-    countdown: Offset | None = None
-    expires: Offset | None = None
+    countdown: float | None = None
+    expires: float | None = None
     headers: dict[str, HeaderValue] = {}
     ignore_result: bool | None = None
     time_limit: PositiveSeconds | None = None
@@ -71,12 +70,12 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
 
     task: str
     id: str
-    sent: Moment
+    sent: float
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
     retries: Retries = 0
-    eta: Moment | None = None
-    expires: Moment | None = None
+    eta: float | None = None
+    expires: float | None = None
     root: str | None = None
     parent: str | None = None
     on_success: tuple[Step, ...] = ()
@@ -175,7 +174,7 @@ class Signature(msgspec.Struct, frozen=True):
         options = dict(self.options)
         countdown = seconds_until(options.pop("eta", None), now)
         if countdown is None:
-            countdown = seconds_until(options.pop("countdown", None), now)
+            countdown = options.pop("countdown", None)
         return Step(
             task=self.task,
             args=self.args,
@@ -234,25 +233,10 @@ def call_arguments(task_name: str, args: Any, kwargs: Any) -> tuple[Sequence[Any
     return args if isinstance(args, list | tuple) else tuple(args), kwargs
 
 
-def due_of_retry(when: float | datetime, now: float) -> float:
-    """When the next try is due that a body asks for. Raises what is wrong with ``when``, in words for that body."""
-    if isinstance(when, datetime):
-        seconds = seconds_until(when, now)
-        check_moment("the eta of a retry", when)
-    else:
-        check_seconds("the countdown of a retry", when, least=-LONGEST_SECONDS)
-        seconds = when
-    return max(0.0, now + seconds)
-
-
-@overload
-def seconds_until(moment: float | datetime, now: float) -> float: ...
-@overload
-def seconds_until(moment: float | datetime | None, now: float) -> float | None: ...
 def seconds_until(moment: float | datetime | None, now: float) -> float | None:
     """``moment`` as seconds from ``now``: a number is that already; a datetime must say its time zone."""
     if not isinstance(moment, datetime):
-        return None if moment is None else float(moment)
+        return moment
     if moment.tzinfo is None:
         raise MisuseError(
             f"{moment!r} does not say its time zone; write datetime.now(UTC) + timedelta(...) or use countdown=seconds."

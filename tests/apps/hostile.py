@@ -105,6 +105,17 @@ class ModulelessError(Exception):
     __module__ = 5  # type: ignore[assignment]
 
 
+class SecretiveError(ExceptionGroup):
+    """Its members cannot be had, nor what it was made with."""
+
+    @property
+    def exceptions(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("no members")
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("not to be copied")
+
+
 class LoudError(Exception):
     """Megabytes of text."""
 
@@ -174,6 +185,14 @@ def circle_of_causes() -> Exception:
     return first
 
 
+def deep_group(depth: int = 300) -> Exception:
+    """Groups in groups."""
+    error: Exception = ValueError("inmost")
+    for _ in range(depth):
+        error = ExceptionGroup(SURROGATE, [error])
+    return error
+
+
 def noted_error(*notes: Any) -> Exception:
     """An exception with notes that are none."""
     error = ValueError("noted")
@@ -234,6 +253,8 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "notes": lambda: noted_error(SURROGATE, 5, Shy()),
     "group": lambda: ExceptionGroup(SURROGATE, [ValueError(SURROGATE), ExceptionGroup("in", [ShyError()])]),
     "large group": lambda: ExceptionGroup("many", [ValueError(number) for number in range(10_000)]),
+    "secretive group": lambda: SecretiveError("x", [ValueError()]),
+    "deep group": deep_group,
     "base group": lambda: BaseExceptionGroup("worse", [KeyboardInterrupt(), SystemExit(1)]),
     "undecodable": lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, SURROGATE),
     "syntax": lambda: SyntaxError("bad", (SURROGATE, 5, 5, SURROGATE * 100)),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ekiden import Ekiden, Task
 from ekiden.codec import decode_outcome
+from ekiden.hooks import task_failure, task_postrun, task_prerun, task_retry, task_success
 from ekiden.results import AsyncResult
 from ekiden.testing.plugin import StartWorker, throw_away_url
 
@@ -26,7 +27,7 @@ CASES = (
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", pytest.param("sqlite", marks=pytest.mark.slow)])
 def ekiden_broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return throw_away_url(f"{request.param}://", tmp_path)
 
@@ -53,6 +54,22 @@ def stored_bytes(app: Ekiden, result: AsyncResult[Any]) -> int:
     return 0 if stored is None else len(stored.body)
 
 
+@pytest.fixture(params=["alone", "with receivers"])
+def receivers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Somebody listens to what becomes of bodies, or nobody does."""
+
+    def receive(**_: Any) -> None:
+        raise hostile.CauselessError("a receiver's own")
+
+    signals = (task_prerun, task_postrun, task_success, task_failure, task_retry)
+    for signal in signals if request.param == "with receivers" else ():
+        signal.connect(receive)
+    yield
+    for signal in signals:
+        signal.disconnect(receive)
+
+
+@pytest.mark.usefixtures("receivers")
 @pytest.mark.parametrize("place", PLACES)
 def test_each_ends_as_a_failure_with_a_sentence_and_the_others_run_once(
     ekiden_app: Ekiden, ekiden_worker: StartWorker, place: str

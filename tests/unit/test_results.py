@@ -7,10 +7,20 @@ import time
 from datetime import UTC, date, datetime
 from typing import Any
 
+import msgspec
 import pytest
-from ekiden import AsyncResult, Ekiden, Task
-from ekiden.codec import OutcomeRecord, encode_outcome, encode_value, failure_record
-from ekiden.errors import MisuseError, ResultTimeout, TaskError
+from ekiden import AsyncResult, Ekiden, Ignore, Reject, Task
+from ekiden.codec import OutcomeRecord, encode_outcome, encode_value, failure_record, type_name
+from ekiden.errors import (
+    BackendError,
+    BackendRefused,
+    MessageError,
+    MisuseError,
+    ResultTimeout,
+    Retry,
+    TaskError,
+    UnknownResult,
+)
 from ekiden.results import StoredResult
 from ekiden.testing.plugin import StartWorker
 from msgspec import Raw
@@ -303,3 +313,131 @@ def test_an_applied_result_needs_no_store(app: Ekiden) -> None:
 
     assert (result.get(), asyncio.run(_awaited(result)), result.state) == (1, 1, "SUCCESS")
     assert isinstance(add, Task)
+
+
+# What an exception out of get() would say to the caller's own program.
+
+MEANS_SOMETHING_ELSE = [
+    StopIteration("over"),
+    StopAsyncIteration("over"),
+    GeneratorExit("over"),
+    KeyboardInterrupt("over"),
+    SystemExit("over"),
+    asyncio.CancelledError("over"),
+    Reject("over"),
+    Ignore("over"),
+    Retry("over"),
+    ResultTimeout("over"),
+    BackendError("over"),
+    UnknownResult("over"),
+]
+
+
+@pytest.mark.parametrize("error", MEANS_SOMETHING_ELSE, ids=lambda error: type(error).__name__)
+def test_what_would_speak_to_the_callers_own_program_is_a_task_error(app: Ekiden, error: BaseException) -> None:
+    result = store(app, "x", "FAILURE", failure=failure_record(error, None))
+
+    with pytest.raises(TaskError, match="over") as caught:
+        list(map(AsyncResult.get, [result]))
+    assert caught.value.type_name == type_name(type(error))
+    with pytest.raises(TaskError):
+        next(each.get() for each in [result])
+    with pytest.raises(TaskError):
+        asyncio.run(awaited(result))
+    assert isinstance(result.get(propagate=False), TaskError)
+    assert isinstance(result.result, TaskError)
+
+
+class OddStop(StopIteration):
+    pass
+
+
+def test_a_kind_of_stop_iteration_is_one_too(app: Ekiden) -> None:
+    result = store(app, "x", "FAILURE", failure=failure_record(OddStop(5), "Traceback: there"))
+
+    with pytest.raises(TaskError) as caught:
+        result.get()
+    assert caught.value.type_name == f"{__name__}.OddStop"
+    assert caught.value.traceback_text == "Traceback: there"
+
+
+async def awaited(result: AsyncResult[Any]) -> Any:
+    return await result
+
+
+GARBAGE = [
+    b"x",
+    b"\xff",
+    b"[]",
+    b'{"v":2}',
+    b'{"v":1,"value":',
+    b'{"v":1,"failure":5}',
+    b'{"v":1,"children":5}',
+    b"[" * 100_000,
+    b'{"v":1,"value":' + b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_a_stored_result_that_cannot_be_read_says_so(app: Ekiden, state: str, body: bytes) -> None:
+    app.backend.put([StoredResult("x", state, 0, body)])
+    result = app.AsyncResult("x")
+
+    for ask in (result.get, lambda: result.result, lambda: result.children, lambda: asyncio.run(awaited(result))):
+        with pytest.raises(MessageError, match="cannot be read"):
+            ask()
+    assert result.state == state
+    assert result.ready()
+
+
+def test_an_id_that_no_store_could_hold_spoils_no_others_wait(app: Ekiden) -> None:
+    async def wait_for_three() -> list[Any]:
+        asked = [app.AsyncResult(each) for each in ("a", "caf\udce9", "b")]
+        return await asyncio.gather(*map(awaited, asked), return_exceptions=True)
+
+    store(app, "a", value=1)
+    store(app, "b", value=2)
+    found = asyncio.run(wait_for_three())
+
+    assert (found[0], found[2]) == (1, 2)
+    assert isinstance(found[1], BackendRefused)
+    with pytest.raises(BackendRefused, match="lone surrogate"):
+        app.AsyncResult("caf\udce9").get(1)
+
+
+FAILURES = [
+    {"type": "builtins.print", "message": ""},
+    {"type": "sys.exit", "message": "", "args": [1]},
+    {"type": "builtins.BaseException", "message": ""},
+    {"type": "", "message": ""},
+    {"type": "." * 5000, "message": ""},
+    {"type": "\x00", "message": "\x00"},
+    {"type": "tests.apps.hostile.NamelessError", "message": "x"},
+    {"type": "tests.unit.test_results.ExitsWhenMade", "message": "x", "args": ["x"]},
+    {"type": "tests.unit.test_results.MakesSomethingElse", "message": "x", "args": ["x"]},
+    {"type": "UnicodeDecodeError", "message": "x", "args": [1]},
+    {"type": "ExceptionGroup", "message": "x", "args": [], "exceptions": [{"type": "StopIteration", "message": ""}]},
+]
+
+
+class ExitsWhenMade(Exception):
+    def __init__(self, *_: object) -> None:
+        raise SystemExit(3)
+
+
+class MakesSomethingElse(Exception):
+    def __new__(cls, *_: object) -> Any:
+        return 5
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=range(len(FAILURES)))
+def test_a_failure_that_somebody_made_up_is_raised_as_an_exception(app: Ekiden, failure: dict[str, Any]) -> None:
+    body = msgspec.json.encode({"v": 1, "failure": failure})
+    app.backend.put([StoredResult("x", "FAILURE", 0, body)])
+
+    error = app.AsyncResult("x").get(propagate=False)
+
+    assert isinstance(error, Exception)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whichever it is
+        app.AsyncResult("x").get()
