@@ -409,14 +409,19 @@ class Ekiden(TaskSet):
             raise ConfigurationError(f"{path}: [tool.ekiden]: {error}") from error
 
     def _read_environment(self) -> None:
+        found: dict[str, object] = {}
         for variable, text in os.environ.items():
             if variable.startswith(ENVIRONMENT_PREFIX):
                 try:
                     known = translated_setting(variable.removeprefix(ENVIRONMENT_PREFIX), text)
                     if known is not None:
-                        setattr(self.conf, known[0], checked_setting(*known, from_text=True))
+                        found[known[0]] = checked_setting(*known, from_text=True)
                 except ConfigurationError as error:
                     raise ConfigurationError(f"environment variable {variable}: {error}") from error
+        try:
+            self.conf.update(found)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"environment variables {ENVIRONMENT_PREFIX}...: {error}") from error
 
     def _check_urls(self) -> None:
         if self.conf.broker_url is not None:

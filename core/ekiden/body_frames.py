@@ -97,9 +97,10 @@ class AskGet(msgspec.Struct, frozen=True, tag=True):
 
 
 class AskExpect(msgspec.Struct, frozen=True, tag=True):
-    """``Backend.expect``."""
+    """``Backend.expect``; ``seconds`` as above."""
 
     ids: list[str]
+    seconds: float | None = None
 
 
 class AskWait(msgspec.Struct, frozen=True, tag=True):
@@ -110,9 +111,10 @@ class AskWait(msgspec.Struct, frozen=True, tag=True):
 
 
 class AskForget(msgspec.Struct, frozen=True, tag=True):
-    """``Backend.forget``."""
+    """``Backend.forget``; ``seconds`` as above."""
 
     ids: list[str]
+    seconds: float | None = None
 
 
 class AskRead(msgspec.Struct, frozen=True, tag=True):

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, assert_never
@@ -191,6 +192,10 @@ def answer_ask(ask: Ask, publish: Publish, app: Ekiden) -> Answer:
         return Answer(error_kind=EkidenError.__name__, error=f"{type_name(type(error))}: {text_of(error)}")
 
 
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
+
+
 def _done(ask: Ask, publish: Publish, app: Ekiden) -> Any:
     match ask:
         case AskPublish():
@@ -201,7 +206,7 @@ def _done(ask: Ask, publish: Publish, app: Ekiden) -> Any:
         case AskDepth():
             return app.opened_transport().depth(ask.queue)
         case AskExpect():
-            return app.opened_backend().expect(ask.ids, app.opened_transport)
+            return app.opened_backend().expect(ask.ids, app.opened_transport, deadline=_deadline(ask.seconds))
         case AskPut():
             return app.opened_backend().put(ask.results)
         case AskGet():
@@ -209,7 +214,7 @@ def _done(ask: Ask, publish: Publish, app: Ekiden) -> Any:
         case AskWait():
             return app.opened_backend().wait(ask.ids, ask.timeout)
         case AskForget():
-            return app.opened_backend().forget(ask.ids)
+            return app.opened_backend().forget(ask.ids, deadline=_deadline(ask.seconds))
         case AskRead():
             return app.opened_backend().read(ask.keys)
         case AskWrite():
@@ -286,9 +291,9 @@ def execute(app: Ekiden, frame: Run) -> Outcome:
     policy = app.policy(task)
     request = Request(call, message.queue, message.priority, frame.attempt, message.headers, frame.hostname)
     if task.is_async:
-        import asyncio  # 40 ms to import, and only for tasks that are async
+        from ekiden.event_loop import run_coroutine  # asyncio takes 40 ms to import, and not every task is async
 
-        return asyncio.run(_execute_async(task, policy, request, frame.soft_time_limit))
+        return run_coroutine(_execute_async(task, policy, request, frame.soft_time_limit))
     with SoftTimeLimit(frame.soft_time_limit):
         return run(task, policy, request)
 

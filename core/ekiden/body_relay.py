@@ -133,6 +133,11 @@ class Channel:
         return msgspec.json.decode(answer.value, type=kind)
 
 
+def _seconds_until(deadline: float | None) -> float | None:
+    """What is left until ``deadline``: the worker's clock is its own."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 class RelayTransport(Transport):
     """Publishes through the worker. What only a connection of one's own can do is refused."""
 
@@ -152,8 +157,7 @@ class RelayTransport(Transport):
 
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """Have the worker publish."""
-        seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-        answers = self._channel.ask(AskPublish(list(messages), seconds), list[PublishedAnswer])
+        answers = self._channel.ask(AskPublish(list(messages), _seconds_until(deadline)), list[PublishedAnswer])
         return [Published(each.outcome, None if each.error is None else TransportError(each.error)) for each in answers]
 
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
@@ -204,9 +208,11 @@ class RelayBackend(Backend):
         self._url = url
         self._channel = channel
 
-    def expect(self, ids: Sequence[str], transport: Callable[[], Transport]) -> str | None:
+    def expect(
+        self, ids: Sequence[str], transport: Callable[[], Transport], *, deadline: float | None = None
+    ) -> str | None:
         """Have the worker await the results."""
-        found: str | None = self._channel.ask(AskExpect(list(ids)), str | None)
+        found: str | None = self._channel.ask(AskExpect(list(ids), _seconds_until(deadline)), str | None)
         return found
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
@@ -227,9 +233,9 @@ class RelayBackend(Backend):
     def wake(self) -> None:
         """Not needed: a wait is one question."""
 
-    def forget(self, ids: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         """Have the worker delete."""
-        self._channel.ask(AskForget(list(ids)), None)
+        self._channel.ask(AskForget(list(ids), _seconds_until(deadline)), None)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         """Refused: only workers begin."""

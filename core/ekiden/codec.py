@@ -39,6 +39,7 @@ from ekiden.errors import (
 from ekiden.kinds import Reader, check_kept, encode, encode_other, reader_of, unkept
 from ekiden.safe_text import cut, cut_middle, json_bytes, repr_of, storable, text_of
 from ekiden.signature import FORMAT_VERSION, Call
+from ekiden.times import Moment
 
 CONTENT_TYPE_HEADER = "content-type"
 JSON_CONTENT_TYPE = "application/json"
@@ -197,8 +198,8 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
     worker: str | None = None
     retries: int = 0
     queue: str | None = None
-    due: float | None = None
-    done: float | None = None
+    due: Moment | None = None
+    done: Moment | None = None
     runtime: float | None = None
     parent: str | None = None
     root: str | None = None

@@ -93,7 +93,7 @@ from ekiden.request import MOST_CHILDREN, Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
 from ekiden.safe_text import cut, storable, text_of, traceback_text
-from ekiden.signature import Call, Step, follow_up_id, seconds_until
+from ekiden.signature import Call, Step, due_of_retry, follow_up_id
 from ekiden.states import State
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _asked_for(retry: Retry, policy: Policy, request: Request, now: float) -> Re
     changed = msgspec.structs.replace(request.call, args=args or (), kwargs=kwargs or {})
     carried = request.call if args is None and kwargs is None else decode_call(encode_call(changed), {})
     return Retried(
-        due=now + (seconds_until(retry.when, now) or 0.0),
+        due=due_of_retry(retry.when, now),
         failure=None if retry.exc is None else _failure_of(retry.exc, policy),
         args=None if args is None else list(carried.args),
         kwargs=None if kwargs is None else dict(carried.kwargs),
@@ -594,7 +594,7 @@ def _follow_up(
     step: Step, call: Call, first: msgspec.Raw, *, why: str, carried: dict[str, HeaderValue], context: Context
 ) -> Message:
     task_id = follow_up_id(step, call.id, why)
-    due = None if not step.countdown else context.now + step.countdown
+    due = None if step.countdown is None or step.countdown <= 0 else context.now + step.countdown
     sending = context.route(step.task, step.queue, step.priority)
     follow_up = Call(
         task=step.task,
@@ -603,7 +603,7 @@ def _follow_up(
         args=step.args if step.immutable else (first, *step.args),
         kwargs=step.kwargs,
         eta=due,
-        expires=None if step.expires is None else context.now + step.expires,
+        expires=None if step.expires is None else max(0.0, context.now + step.expires),
         root=call.root or call.id,
         parent=call.id,
         on_success=step.on_success,

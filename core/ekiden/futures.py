@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from ekiden.errors import BackendError, BackendRefused, MisuseError, TransportCrashed, UnknownResult
+from ekiden.errors import (
+    BackendError,
+    BackendRefused,
+    BrokerUnavailable,
+    MisuseError,
+    TransportCrashed,
+    UnknownResult,
+)
 from ekiden.loggers import safe_logger
 from ekiden.message import Message, Published
 from ekiden.options import Publishing
+from ekiden.publisher import Tries
 from ekiden.results import Backend, StoredResult, each_apart
 
 logger = safe_logger(__name__)
 
+_LAST_WORD_SECONDS = 0.1
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 
@@ -27,51 +38,82 @@ _LONGEST_WAIT = 5.0
 class Publish(Protocol):
     """``Publisher.publish``."""
 
-    def __call__(self, messages: Sequence[Message], how: Publishing) -> list[Published]: ...
+    def __call__(self, messages: Sequence[Message], how: Publishing, deadline: float) -> list[Published]: ...
 
 
 class _Awaited:
-    """One async caller's messages and the future that waits for the answer, in its loop."""
+    """One async caller's messages, their tries, and the future that waits for the answer, in its loop.
 
-    __slots__ = ("future", "how", "loop", "messages")
+    ``due``: when the next try is, on the monotonic clock.
+    """
 
-    def __init__(self, messages: Sequence[Message], how: Publishing) -> None:
-        self.messages = messages
-        self.how = how
+    __slots__ = ("due", "future", "loop", "tries")
+
+    def __init__(self, messages: Sequence[Message], how: Publishing, deadline: float) -> None:
+        self.tries = Tries(messages, how, deadline)
+        self.due = 0.0
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Published]] = self.loop.create_future()
 
+    def loop_does(self, call: Callable[[], None]) -> None:
+        """Have its loop call this; nothing where that has been closed: nobody awaits the answer any more."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(call)
+
+    def give_up(self) -> None:
+        """In its loop: the deadline is over, and the thread is busy with others."""
+        if not self.future.done():
+            queue, seconds = self.tries.messages[0].queue, self.tries.how.timeout
+            self.future.set_exception(
+                BrokerUnavailable(
+                    f"{queue}: nothing could be published within {seconds:g} s; the broker does not answer."
+                )
+            )
+
 
 class PublishingThread:
-    """The one thread that publishes for ``async`` callers. ``_mutex`` keeps callers from one that has ended."""
+    """The one thread that publishes for ``async`` callers. What is to be tried again waits beside what is new.
+
+    ``_mutex`` keeps callers from one that has ended, and from starting it twice.
+    """
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish
         self._queue: SimpleQueue[_Awaited | None] = SimpleQueue()
+        self._again: list[_Awaited] = []
         self._taken: list[_Awaited] = []
+        self._closing = False
         self._mutex = threading.Lock()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ekiden-async-publisher", daemon=True)
-        self._thread.start()
 
     @property
     def has_failed(self) -> bool:
         """Whether the thread has ended on an error: another one is needed."""
         return self._failure is not None
 
-    async def publish(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
-        """Publish with whatever else is waiting; the caller's loop runs on meanwhile."""
-        awaited = _Awaited(messages, how)
+    async def publish(self, messages: Sequence[Message], how: Publishing, deadline: float) -> list[Published]:
+        """Publish with whatever else is waiting; the caller's loop runs on meanwhile. Ends at the deadline."""
+        awaited = _Awaited(messages, how, deadline)
         with self._mutex:
             if self._failure is not None:
                 raise _publishing_failed(self._failure)
+            if self._thread.ident is None:
+                self._thread.start()
             self._queue.put(awaited)
-        return await awaited.future
+        # The transport, which knows more of the trouble, has the first word.
+        seconds = max(0.0, deadline - time.monotonic()) + _LAST_WORD_SECONDS
+        timer = awaited.loop.call_later(seconds, awaited.give_up)
+        try:
+            return await awaited.future
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """Publish what was given before, and end the thread."""
         self._queue.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -80,50 +122,76 @@ class PublishingThread:
             logger.critical("the thread that publishes for async callers has failed: %r", error, exc_info=error)
             with self._mutex:
                 self._failure = error
-                self._take_all()
-            for awaited in self._taken:
-                _resolve(awaited, None, _publishing_failed(error))
+                with suppress(Empty):
+                    while True:
+                        self._note(self._queue.get_nowait())
+            for awaited in (*self._taken, *self._again):
+                _resolve(awaited, _publishing_failed(error))
 
     def _publish_until_closed(self) -> None:
-        while (first := self._queue.get()) is not None:
-            self._taken = [first]
-            is_closed = not self._take_all()
-            self._publish_all(self._taken)
+        while group := self._next():
+            self._taken = group
+            for how, same in _alike(group).items():
+                self._publish_group(same, how)
             self._taken = []
-            if is_closed:
-                return
 
-    def _take_all(self) -> bool:
-        """Take along what waits in the queue; whether there may be more some time."""
+    def _next(self) -> list[_Awaited]:
+        """What is to be published now, as soon as there is something; nothing once all is done and it was closed."""
         while True:
-            try:
-                following = self._queue.get_nowait()
-            except Empty:
-                return True
-            if following is None:
-                return False
-            self._taken.append(following)
+            self._take_new()
+            now = time.monotonic()
+            # Who does not wait any more has been told that nothing was published.
+            waiting = [each for each in self._again if not each.future.done()]
+            for late in [each for each in waiting if each.tries.deadline <= now]:
+                late.loop_does(late.give_up)
+                waiting.remove(late)
+            due = [each for each in waiting if each.due <= now]
+            self._again = [each for each in waiting if each.due > now]
+            if due or (self._closing and not self._again):
+                return due
 
-    def _publish_all(self, waiting: list[_Awaited]) -> None:
-        """One publish for all who want it the same way, which is mostly all."""
-        groups: dict[Publishing, list[_Awaited]] = {}
-        for awaited in waiting:
-            groups.setdefault(awaited.how, []).append(awaited)
-        for how, group in groups.items():
-            self._publish_group(group, how)
+    def _take_new(self) -> None:
+        """Wait until there is something new, or something is to be tried again; take all that is new."""
+        with suppress(Empty):
+            patience = None
+            if self._again:
+                patience = max(0.0, min(each.due for each in self._again) - time.monotonic())
+            elif self._closing:
+                patience = 0.0
+            self._note(self._queue.get(timeout=patience))
+            while True:
+                self._note(self._queue.get_nowait())
+
+    def _note(self, new: _Awaited | None) -> None:
+        if new is None:
+            self._closing = True
+        else:
+            self._again.append(new)
 
     def _publish_group(self, group: list[_Awaited], how: Publishing) -> None:
-        messages = [message for awaited in group for message in awaited.messages]
+        """One try of all that want it the same way."""
+        messages = [message for awaited in group for message in awaited.tries.left()]
+        deadline = max(awaited.tries.deadline for awaited in group)
+        answers: list[Published] | None = None
+        error: BrokerUnavailable | None = None
         try:
-            answers = self._publish(messages, how)
-        except Exception as error:  # noqa: BLE001 - it travels to every caller, whatever it is
+            answers = self._publish(messages, Publishing(how.timeout, None), deadline)
+        except BrokerUnavailable as trouble:
+            error = trouble
+        except Exception as trouble:  # noqa: BLE001 - it travels to every caller, whatever it is
             for awaited in group:
-                _resolve(awaited, None, error)
+                _resolve(awaited, trouble)
             return
         start = 0
         for awaited in group:
-            _resolve(awaited, answers[start : start + len(awaited.messages)], None)
-            start += len(awaited.messages)
+            end = start + len(awaited.tries.left())
+            pause = awaited.tries.pause_after(None if answers is None else answers[start:end], error)
+            start = end
+            if pause is None:
+                _resolve(awaited, None)
+            else:
+                awaited.due = time.monotonic() + pause
+                self._again.append(awaited)
 
 
 def _publishing_failed(error: BaseException) -> TransportCrashed:
@@ -134,19 +202,32 @@ def _publishing_failed(error: BaseException) -> TransportCrashed:
     return failed
 
 
-def _resolve(awaited: _Awaited, answers: list[Published] | None, error: Exception | None) -> None:
+def _alike(waiting: list[_Awaited]) -> dict[Publishing, list[_Awaited]]:
+    """Those who want it the same way, which are mostly all, together."""
+    groups: dict[Publishing, list[_Awaited]] = {}
+    for awaited in waiting:
+        groups.setdefault(awaited.tries.how, []).append(awaited)
+    return groups
+
+
+def _resolve(awaited: _Awaited, error: Exception | None) -> None:
+    """Tell the caller what became of it: ``error``, or what its tries brought."""
+    answers: list[Published] = []
+    if error is None:
+        try:
+            answers = awaited.tries.outcome()
+        except BrokerUnavailable as trouble:
+            error = trouble
+
     def finish() -> None:
         if awaited.future.done():
             return
         if error is not None:
             awaited.future.set_exception(error)
         else:
-            awaited.future.set_result(answers or [])
+            awaited.future.set_result(answers)
 
-    try:
-        awaited.loop.call_soon_threadsafe(finish)
-    except RuntimeError:
-        return  # its loop has been closed: nobody awaits this any more
+    awaited.loop_does(finish)
 
 
 Callback = Callable[[StoredResult | None, Exception | None], None]
@@ -163,7 +244,6 @@ class WaitingThread:
         self._closed = False
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="ekiden-results", daemon=True)
-        self._thread.start()
 
     def call_when_final(self, task_id: str, callback: Callback) -> None:
         """Call ``callback(result, None)`` from the thread once the task has ended, or ``(None, error)``."""
@@ -176,6 +256,8 @@ class WaitingThread:
             self._callbacks.setdefault(task_id, []).append(callback)
             was_waiting = self._wanted.is_set()
             self._wanted.set()
+            if self._thread.ident is None:
+                self._thread.start()
         if is_new and was_waiting:
             self._backend.wake()
 
@@ -198,8 +280,20 @@ class WaitingThread:
             except RuntimeError:
                 return  # its loop has been closed: nobody awaits this any more
 
-        self.call_when_final(task_id, resolve)
-        return await future
+        try:
+            self.call_when_final(task_id, resolve)
+            return await future
+        finally:
+            self._drop(task_id, resolve)
+
+    def _drop(self, task_id: str, callback: Callback) -> None:
+        """Nobody waits for it by ``callback`` any more: it was told, timed out or cancelled."""
+        with self._mutex:
+            callbacks = self._callbacks.get(task_id)
+            if callbacks is not None and callback in callbacks:
+                callbacks.remove(callback)
+                if not callbacks:
+                    del self._callbacks[task_id]
 
     def close(self) -> None:
         """End the thread; whoever still awaits gets a MisuseError."""

@@ -11,6 +11,7 @@ and a worker makes several for each task. Those of which there is one a task are
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ from typing import Any
 
 import msgspec
 
+from ekiden.times import LATEST_TIME, shown
+
 HeaderValue = str | int | float | bool | None
-"""What a header may hold. Integers beyond 64 bits and NaN are not carried by every broker."""
+"""What a header may hold: text, integers of 64 bits at most, finite numbers, truth values, nothing."""
 
 LOWEST_PRIORITY, DEFAULT_PRIORITY, HIGHEST_PRIORITY = 0, 4, 9
 MAX_QUEUE_NAME_LENGTH = 200
@@ -32,13 +35,16 @@ RESERVED_HEADER_PREFIX = "ekiden-"
 
 _ID_TIME_DIGITS = 12
 _HEADER_TYPES = frozenset({str, int, float, bool, type(None)})
+_NUMBER_TYPES = frozenset({int, float})
+_SMALLEST_INTEGER, _LARGEST_INTEGER = -(2**63), 2**63 - 1
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """What is published: opaque bytes for one queue.
 
     ``id`` is made by the client and unique per queue while the queue holds it. ``priority`` is 0 to 9, 9 most urgent.
-    ``due`` is the broker's wall-clock time (seconds since the epoch) before which it is not delivered; None is now.
+    ``due`` is the broker's wall-clock time (seconds since the epoch, before the year 3000) before which it is not
+    delivered; None is now.
     """
 
     id: str
@@ -164,9 +170,29 @@ def unsendable(message: Message) -> str | None:
         return "its id is empty or holds a zero byte"
     if type(message.body) is not bytes:
         return f"its body is {type(message.body).__name__}, not bytes"
-    if not LOWEST_PRIORITY <= message.priority <= HIGHEST_PRIORITY:
-        return f"priorities are {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, this one is {message.priority}"
-    if not _HEADER_TYPES.issuperset(map(type, message.headers.values())):
-        wrong = next(name for name, value in message.headers.items() if type(value) not in _HEADER_TYPES)
-        return f"its header {wrong!r} is {type(message.headers[wrong]).__name__}, not str, int, float, bool or None"
+    priority = message.priority
+    if not (type(priority) is int and LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY) and not is_priority(priority):
+        return f"priorities are {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, this one is {shown(message.priority)}"
+    if message.due is not None and not (type(message.due) in _NUMBER_TYPES and 0 <= message.due <= LATEST_TIME):
+        return f"it cannot be due at {shown(message.due)}; that is seconds since the epoch, before the year 3000"
+    return _wrong_header(message.headers) if message.headers else None
+
+
+def is_priority(value: object) -> bool:
+    """Whether ``value`` is a whole number from 0 to 9."""
+    return isinstance(value, int) and not isinstance(value, bool) and LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY
+
+
+def _wrong_header(headers: Mapping[str, Any]) -> str | None:
+    kinds = set(map(type, headers.values()))
+    if not kinds <= _HEADER_TYPES:
+        wrong = next(name for name, value in headers.items() if type(value) not in _HEADER_TYPES)
+        return f"its header {wrong!r} is {type(headers[wrong]).__name__}, not str, int, float, bool or None"
+    if kinds.isdisjoint(_NUMBER_TYPES):
+        return None
+    for name, value in headers.items():
+        if type(value) is int and not _SMALLEST_INTEGER <= value <= _LARGEST_INTEGER:
+            return f"its header {name!r} is an integer of more than 64 bits"
+        if type(value) is float and not math.isfinite(value):
+            return f"its header {name!r} is {value}; numbers are finite"
     return None

@@ -11,7 +11,7 @@ A value is carried as JSON; bytes are carried as they are. What was got stays yo
 you ack or release it or close the connection: a thread of the connection renews the leases. It starts with the first
 ``get`` and ends with ``close``, or with the main thread for a connection that nobody closes.
 
-A connection may be used by any thread. ``_publishing`` keeps publishers apart; each queue's ``_receiving`` those who
+A connection may be used by any thread. Its Publisher keeps those apart who put; each queue's ``_receiving`` those who
 get, and its ``_ending`` those who ack, release and renew, and guards what is held. After a fork the child's connection
 works as one that was just opened, and what the parent got is the parent's.
 """
@@ -50,7 +50,10 @@ from ekiden.message import (
     new_id,
     unsendable,
 )
+from ekiden.options import Publishing
 from ekiden.plugins import open_transport
+from ekiden.publisher import Publisher
+from ekiden.times import LONGEST_SECONDS, check_seconds, checked_timeout
 from ekiden.transport import Consumer, Listener, Transport
 
 logger = safe_logger("ekiden.messaging")
@@ -64,6 +67,9 @@ MOST_HELD = 1000
 """How many items one queue object hands out before some of them are acked or released."""
 
 _PUBLISHED_AT_ONCE = 500
+_HOW = Publishing(timeout=60.0, retry=None)
+"""A put ends within the transport's own time limit; this is for the line of those who put at the same time."""
+
 _LONGEST_WAIT = 10.0
 _MAIN_THREAD_LOOKED_AT_EVERY = 1.0
 
@@ -84,6 +90,7 @@ class Connection:
     """A broker's queues and topics. A context manager that closes itself."""
 
     def __init__(self, url: str, *, lease: float = DEFAULT_LEASE) -> None:
+        check_seconds("lease", lease)
         self._transport = open_transport(url)
         self._lease = lease
         self._closed = False
@@ -97,7 +104,7 @@ class Connection:
 
     def _start(self) -> None:
         self._process_id = os.getpid()
-        self._publishing = threading.Lock()
+        self._publisher = Publisher(lambda: self._transport)
         self._opening = threading.Lock()
         self._over = threading.Event()
         self._queues: dict[str, Queue] = {}
@@ -142,9 +149,8 @@ class Connection:
 
     def publish(self, messages: list[Message]) -> None:
         """Store ``messages``, or raise why the first of those that were not stored was not, and how many there are."""
-        transport = self.opened()
-        with self._publishing:
-            answers = transport.publish(messages)
+        self._check_open()
+        answers = self._publisher.publish(messages, _HOW)
         failed = [number for number, answer in enumerate(answers) if answer.outcome is PublishOutcome.FAILED]
         if not failed:
             return
@@ -244,7 +250,7 @@ class Queue:
 
         Raises MisuseError when too many items are held already, and TransportClosed when the connection is closed.
         """
-        give_up = None if timeout is None else time.monotonic() + timeout
+        give_up = _end_of(timeout)
         self._connection.opened()
         with self._receiving:
             while True:
@@ -390,6 +396,7 @@ class Queue:
     def _message(
         self, value: object, priority: int, delay: float, headers: Mapping[str, HeaderValue] | None
     ) -> Message:
+        check_seconds("delay", delay, least=-LONGEST_SECONDS)
         body, content_type = _encode(value)
         all_headers = {CONTENT_TYPE: content_type, **(headers or {})}
         for name in headers or ():
@@ -397,7 +404,8 @@ class Queue:
                 raise TaskArgumentsError(f"Headers that begin with {RESERVED_HEADER_PREFIX!r} are ekiden's: {name!r}.")
             if name == CONTENT_TYPE and content_type == JSON:
                 raise TaskArgumentsError(f"Only bytes can have a {CONTENT_TYPE!r} of their own; this value is JSON.")
-        return Message(new_id(), self.name, body, all_headers, priority, time.time() + delay if delay > 0 else None)
+        due = float(time.time() + delay) if delay > 0 else None
+        return Message(new_id(), self.name, body, all_headers, priority, due)
 
 
 class Received:
@@ -452,7 +460,11 @@ class Received:
         return self._queue.end(self)
 
     def release(self, *, delay: float = 0.0) -> None:
-        """Give it back, to be got again after ``delay`` seconds. Nothing happens when it is not held any more."""
+        """Give it back, to be got again after ``delay`` seconds. Nothing happens when it is not held any more.
+
+        Raises ConfigurationError for a delay that is no number of seconds.
+        """
+        check_seconds("delay", delay, least=-LONGEST_SECONDS)
         self._queue.give_back(self, delay)
 
     def __enter__(self) -> Self:
@@ -504,7 +516,7 @@ class Subscription:
 
         Raises TransportClosed when the subscription or its connection is closed. For one thread at a time.
         """
-        give_up = None if timeout is None else time.monotonic() + timeout
+        give_up = _end_of(timeout)
         while not self._heard:
             wait = _LONGEST_WAIT if give_up is None else min(_LONGEST_WAIT, max(0.0, give_up - time.monotonic()))
             self._heard = self._listener.receive(wait)
@@ -540,6 +552,12 @@ class Subscription:
         if mark == _BYTES_FOLLOW:
             return Broadcast(content)
         raise MessageError(f"a broadcast on topic {self._topic!r} was not sent by ekiden.connect(...).topic(...).")
+
+
+def _end_of(timeout: float | None) -> float | None:
+    """When a wait ends that begins now, on the monotonic clock; None: never."""
+    seconds = checked_timeout(timeout)
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def _encode(value: object) -> tuple[bytes, str]:

@@ -8,7 +8,6 @@ Policy        what a worker needs to know of a task, settings merged in
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -25,13 +24,19 @@ from ekiden.message import (
     HeaderValue,
 )
 from ekiden.routes import check_priority, check_queue_name, find_route
+from ekiden.times import LONGEST_SECONDS, Offset, PositiveSeconds, Seconds, check_moment, check_seconds, shown
 
 if TYPE_CHECKING:
     from ekiden.settings import Settings
 
-Seconds = Annotated[float, Meta(ge=0)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
+MOST = 2**31 - 1
+"""No number of things is larger: brokers, stores and systems count in 32 bits in many places."""
+
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+Tries = Annotated[int, Meta(ge=0, le=MOST)]
+MOST_THREADS, MOST_IN_HAND = 10_000, 1_000_000
+Threads = Annotated[int, Meta(ge=1, le=MOST_THREADS)]
+InHand = Annotated[int, Meta(ge=1, le=MOST_IN_HAND)]
 Priority = Annotated[int, Meta(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Acks = Literal["late", "early"]
 PoolName = Literal["thread", "process"]
@@ -47,11 +52,11 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     queue: str | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
-    max_retries: Annotated[int, Meta(ge=0)] | UnsetType | None = UNSET
+    max_retries: Tries | UnsetType | None = UNSET
     default_retry_delay: Seconds | UnsetType = UNSET
     autoretry_for: tuple[type[BaseException], ...] = ()
     dont_autoretry_for: tuple[type[BaseException], ...] = ()
-    retry_backoff: bool | float | UnsetType = UNSET
+    retry_backoff: bool | Seconds | UnsetType = UNSET
     retry_backoff_max: PositiveSeconds = 600.0
     retry_jitter: bool = True
     throws: tuple[type[BaseException], ...] = ()
@@ -109,6 +114,7 @@ def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions
         raise ConfigurationError(f"task {task_name}: an option does not fit: {error}.") from error
     checked: dict[str, Any] = {name: getattr(converted, name) for name in plain}
     options = TaskOptions(**checked, **exceptions)
+    check_limits(f"task {task_name}", soft=options.soft_time_limit or None, hard=options.time_limit or None)
     if isinstance(options.queue, str):
         check_queue_name(options.queue)
     if options.rate_limit is not UNSET and options.rate_limit is not None:
@@ -230,9 +236,9 @@ _LONGEST_TASK_ID = 200
 class _CallOptionTypes(msgspec.Struct):
     """What kind of value each option of a call must have; the others are checked one by one."""
 
-    countdown: float | None
+    countdown: Offset | None
     eta: datetime | None
-    expires: float | datetime | None
+    expires: Offset | datetime | None
     queue: str | None
     task_id: Annotated[str, Meta(min_length=1, max_length=_LONGEST_TASK_ID)] | None
     ignore_result: bool | None
@@ -244,13 +250,19 @@ class _CallOptionTypes(msgspec.Struct):
 
 def check_call_options(task_name: str, options: CallOptions) -> None:
     """Raise for a value that an option cannot have, in its own words or those of the option's check."""
+    for name in ("countdown", "expires", "time_limit", "soft_time_limit", "publish_timeout"):
+        seconds = getattr(options, name)
+        if seconds is not None and not (name == "expires" and isinstance(seconds, datetime)):
+            may_be_past = name in {"countdown", "expires"}
+            check_seconds(f"{task_name}: {name}", seconds, least=-LONGEST_SECONDS if may_be_past else 0.0)
     try:
         msgspec.convert(options, _CallOptionTypes, from_attributes=True, builtin_types=(datetime,))
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{task_name}: an option of the call does not fit: {error}.") from error
-    for name, seconds in (("countdown", options.countdown), ("expires", options.expires)):
-        if isinstance(seconds, float) and not math.isfinite(seconds):
-            raise ConfigurationError(f"{task_name}: {name} cannot be {seconds}; it is a number of seconds.")
+    for name, moment in (("eta", options.eta), ("expires", options.expires)):
+        if isinstance(moment, datetime) and moment.tzinfo is not None:
+            check_moment(f"{task_name}: {name}", moment)
+    check_limits(task_name, soft=options.soft_time_limit, hard=options.time_limit)
     if options.task_id is not None and not options.task_id.isprintable():
         raise ConfigurationError(f"{task_name}: the task_id {options.task_id!r} has characters that cannot be printed.")
     if options.queue is not None:
@@ -259,6 +271,27 @@ def check_call_options(task_name: str, options: CallOptions) -> None:
         check_priority(options.priority)
     if options.headers is not None:
         _check_headers(task_name, options.headers)
+
+
+def check_limits(where: str, *, soft: object, hard: object) -> None:
+    """Raise ConfigurationError for a soft time limit above the hard one: it would never come. None: there is none."""
+    if isinstance(soft, int | float) and isinstance(hard, int | float) and soft > hard:
+        raise ConfigurationError(
+            f"{where}: soft_time_limit={soft:g} is above time_limit={hard:g}, so the body would be ended before it is "
+            "asked to end; make it smaller, or time_limit larger."
+        )
+
+
+def check_limits_of_call(
+    settings: Settings, task_name: str, declared: TaskOptions | None, options: CallOptions
+) -> None:
+    """The same, for what one call says together with what its task and the settings say."""
+    task = TaskOptions() if declared is None else declared
+    check_limits(
+        task_name,
+        soft=options.soft_time_limit or _said(task.soft_time_limit, settings.task_soft_time_limit),
+        hard=options.time_limit or _said(task.time_limit, settings.task_time_limit),
+    )
 
 
 def _check_headers(task_name: str, headers: Mapping[Any, Any]) -> None:
@@ -331,7 +364,7 @@ class PublishRetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     than ``interval_max``. ``max_retries``: None is as often as the publish timeout allows.
     """
 
-    max_retries: Annotated[int, Meta(ge=0)] | None = None
+    max_retries: Tries | None = None
     interval_start: Seconds = 0.05
     interval_step: Seconds = 0.1
     interval_max: PositiveSeconds = 1.0
@@ -447,16 +480,22 @@ def _said(by_task: Any, by_settings: Any) -> Any:
 
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*([smhd]))?\s*\Z")
 _RATE_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SLOWEST_RATE, _FASTEST_RATE = 1 / (366 * 86400), 1e6
 
 
 def rate_per_second(limit: object) -> float:
     """``"10/m"``, ``"5/s"``, ``2`` (per second) as starts per second. Raises ConfigurationError for anything else."""
-    if isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0 and math.isfinite(limit):
-        return float(limit)
-    match = _RATE.match(limit) if isinstance(limit, str) else None
-    if match is None or float(match[1]) == 0:
-        raise ConfigurationError(f"{limit!r} is not a rate limit; write 10/s, 100/m, 5/h, 1/d or a number per second.")
-    return float(match[1]) / _RATE_SECONDS[match[2] or "s"]
+    rate: float | None = None
+    if isinstance(limit, int | float) and not isinstance(limit, bool):
+        rate = limit
+    elif isinstance(limit, str) and (match := _RATE.match(limit)) is not None:
+        rate = float(match[1]) / _RATE_SECONDS[match[2] or "s"]
+    if rate is None or not _SLOWEST_RATE <= rate <= _FASTEST_RATE:
+        raise ConfigurationError(
+            f"{shown(limit)} is not a rate limit; write 10/s, 100/m, 5/h, 1/d or a number per second, between once a "
+            "year and a million a second."
+        )
+    return float(rate)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

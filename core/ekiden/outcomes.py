@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ekiden.codec import FailureRecord
+from ekiden.times import Moment, Seconds
 
 NULL = msgspec.Raw(b"null")
 
@@ -30,7 +31,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 class Retried(msgspec.Struct, frozen=True, tag=True):
     """There is to be one more try at ``due`` (seconds since the epoch), with other arguments if some are given."""
 
-    due: float
+    due: Moment
     failure: FailureRecord | None = None
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = None
@@ -71,7 +72,7 @@ class Postponed(msgspec.Struct, frozen=True, tag=True):
     ``keep_attempt``: its body had been given to a process that died, not by our hand. That attempt counts.
     """
 
-    delay: float
+    delay: Seconds
     reason: str
     keep_attempt: bool = False
 

@@ -8,6 +8,9 @@ import socket
 
 import msgspec
 
+from ekiden.options import Count, InHand, Threads
+from ekiden.times import PositiveSeconds, Seconds
+
 EXIT_DONE = 0
 EXIT_REPLACE = 75
 """The process ends because it is to be replaced: it has done enough tasks, or grown too large."""
@@ -31,16 +34,16 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     queues: tuple[str, ...] = ()
     strict: bool = False
-    threads: int | None = None
-    async_concurrency: int | None = None
-    prefetch: int | None = None
+    threads: Threads | None = None
+    async_concurrency: InHand | None = None
+    prefetch: InHand | None = None
     pool: str | None = None
-    lease: float | None = None
-    grace: float | None = None
+    lease: PositiveSeconds | None = None
+    grace: Seconds | None = None
     name: str | None = None
     burst: bool = False
-    max_tasks: int | None = None
-    max_memory_mb: float | None = None
+    max_tasks: Count | None = None
+    max_memory_mb: PositiveSeconds | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,14 +1,17 @@
 """Many callers' messages in few publishes.
 
-Whoever comes first takes everybody's waiting messages along in one ``Transport.publish`` (group commit); the others
-wait for its answer, each with its own deadline, and each gets only its own error. If the caller that publishes is
-interrupted, the next one waiting takes over. No thread is needed for callers that may block; for ``async`` callers
-one thread, started at the first one, publishes and resolves their futures.
+Callers stand in a line, and the first in it publishes: its own messages, and those of all who wait behind it (group
+commit). Each caller has its own answers, its own error and its own deadline, and tries again by itself. No thread is
+needed for callers that may block; for ``async`` callers one thread, started at the first one, publishes for all.
 
-State: ``_waiting`` (guarded by ``_mutex``) holds the batches nobody has an answer for; ``_leading`` is held by the
-caller that publishes. Whoever waits is called when its answer is there, or when it is its turn to publish: each by
-itself, so that nobody whose answer is there queues behind the next publish. A forked child starts with new locks and
-nothing waiting.
+    _line      every caller that publishes or waits, in the order in which they came; the first one publishes
+    _waiting   those of them that wait for the first one
+
+**An interruption at any point leaves nothing locked**: an exception out of a signal handler (Ctrl-C, an alarm) may come
+after every call. So there is no lock whose holder could vanish between taking it and noting that. A caller enters the
+line by an assignment and leaves it by one call of C, the first of its ``finally``; in between the line itself says who
+publishes. A wake-up may be lost with the caller that owed it: therefore whoever waits looks again by itself. When the
+one who publishes is interrupted, the next in the line publishes the messages of all who wait once more.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from ekiden.errors import BrokerUnavailable, TransportError
-from ekiden.message import Message, Published, PublishOutcome
+from ekiden.message import STORED, Message, Published, PublishOutcome
 from ekiden.options import Publishing
 from ekiden.transport import Transport
 
@@ -30,23 +36,47 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+_LOOK_AGAIN_SECONDS = 0.2
 
-class _Batch:
-    """One caller's messages, and their answers once they are known. ``called`` gets an item when it is to look."""
+_TAKEN_ALONG = 0.1
+"""A caller takes along those whose deadlines are later than its own by this share of its timeout at most: their publish
+ends with the last of these deadlines."""
 
-    __slots__ = ("answers", "called", "deadline", "error", "messages")
 
-    def __init__(self, messages: Sequence[Message], deadline: float) -> None:
-        self.messages = messages
-        self.deadline = deadline
+class _Group:
+    """What became of the messages that were published together; one assignment answers them all."""
+
+    __slots__ = ("answers", "error", "is_shared")
+
+    def __init__(self, *, is_shared: bool) -> None:
+        self.is_shared = is_shared
         self.answers: list[Published] | None = None
-        self.error: Exception | None = None
-        self.called: SimpleQueue[None] = SimpleQueue()
+        self.error: TransportError | None = None
+
+
+class _Batch(msgspec.Struct, eq=False):
+    """One caller's messages. ``called`` (where it waits) gets an item when it is to look; ``group`` tells the answers.
+
+    ``deadline`` is on the monotonic clock. ``start``: where its messages are among the group's.
+    """
+
+    messages: Sequence[Message]
+    deadline: float
+    timeout: float
+    called: SimpleQueue[None] | None = None
+    group: _Group | None = None
+    start: int = 0
 
     @property
     def is_answered(self) -> bool:
         """Whether it is known what became of the messages."""
-        return self.answers is not None or self.error is not None
+        group = self.group
+        return group is not None and (group.answers is not None or group.error is not None)
+
+    def look(self) -> None:
+        """Have its caller look whether it is answered, or the first in the line."""
+        if self.called is not None:
+            self.called.put(None)
 
 
 class Publisher:
@@ -55,115 +85,138 @@ class Publisher:
     def __init__(self, transport: Callable[[], Transport]) -> None:
         self._transport = transport
         self._mutex = threading.Lock()
-        self._leading = threading.Lock()
-        self._waiting: list[_Batch] = []
+        self._line: dict[_Batch, None] = {}
+        self._waiting: dict[_Batch, None] = {}
         self._async: PublishingThread | None = None
 
-    def publish(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
+    def publish(self, messages: Sequence[Message], how: Publishing, deadline: float | None = None) -> list[Published]:
         """Publish and return an answer for each message.
 
-        Raises BrokerUnavailable when the broker could not be reached within the timeout (after trying again, if that
-        is how), BrokerRefused when it will not.
+        It ends within ``how.timeout``, or by ``deadline`` (on the monotonic clock) where that was set when more than
+        publishing began. What the broker could not do now, whether it was raised or answered, is tried again until
+        then, if that is how. Raises BrokerUnavailable when the broker could not be reached, BrokerRefused when it
+        will not.
         """
-        deadline = time.monotonic() + how.timeout
-        tries = 0
-        while True:
-            try:
-                if not self._waiting and self._leading.acquire(blocking=False):
-                    # Nobody else is publishing: the ordinary case, and the shortest way.
-                    try:
-                        return self._transport().publish(messages, deadline=deadline)
-                    finally:
-                        self._leading.release()
-                        if self._waiting:
-                            self._call_next()
-                return self._publish_together(messages, deadline, how.timeout)
-            except BrokerUnavailable as error:
-                tries += 1
-                _pause_after(error, tries, how, deadline)
-
-    def persist(self, act: Callable[[], Answer], how: Publishing) -> Answer:
-        """Do what has to be done at the broker before publishing, and try it again as ``publish`` would."""
-        deadline = time.monotonic() + how.timeout
-        tries = 0
-        while True:
-            try:
-                return act()
-            except BrokerUnavailable as error:
-                tries += 1
-                _pause_after(error, tries, how, deadline)
-
-    def _publish_together(self, messages: Sequence[Message], deadline: float, timeout: float) -> list[Published]:
-        """Wait for whoever is publishing; by then our messages have been taken along, or it is our turn to take all."""
-        batch = _Batch(messages, deadline)
-        with self._mutex:
-            self._waiting.append(batch)
+        if deadline is None:
+            deadline = time.monotonic() + how.timeout
+        line, batch = self._line, _Batch(messages, deadline, how.timeout)
+        answers: list[Published] | None = None
+        error: BrokerUnavailable | None = None
         try:
-            while not batch.is_answered:
-                if self._leading.acquire(blocking=False):
-                    try:
-                        self._publish_waiting()
-                    finally:
-                        self._leading.release()
-                        self._call_next()
-                else:
-                    batch.called.get(timeout=max(0.0, deadline - time.monotonic()))
-        except Empty:
-            raise BrokerUnavailable(
-                f"{messages[0].queue}: nothing could be published within {timeout:g} s; the broker does not answer."
-            ) from None
+            line[batch] = None
+            if len(line) == 1:
+                # Nobody else is publishing: the ordinary case, and the shortest way.
+                answers = self._transport().publish(messages, deadline=deadline)
+            else:
+                answers = self._publish_together(batch)
+        except BrokerUnavailable as trouble:
+            if how.retry is None:
+                raise
+            error = trouble
         finally:
-            if not batch.is_answered:
-                self._leave(batch)
-        if batch.error is not None:
-            raise batch.error
-        assert batch.answers is not None
-        return batch.answers
+            line.pop(batch, None)  # the first call: an interruption comes before the try, or after this
+            if line:
+                self._call_first()
+        if answers is not None and (how.retry is None or answers.count(STORED) == len(answers)):
+            return answers
+        return self._publish_again(Tries(messages, how, deadline), answers, error)
 
-    def _leave(self, batch: _Batch) -> None:
-        """Wait no more. It may have been our turn."""
-        with self._mutex:
-            if batch in self._waiting:
-                self._waiting.remove(batch)
-        self._call_next()
+    def persist(self, act: Callable[[float], Answer], how: Publishing, deadline: float) -> Answer:
+        """Do what has to be done at the broker before publishing, and try it again as ``publish`` would.
 
-    def _call_next(self) -> None:
-        with self._mutex:
-            if self._waiting:
-                self._waiting[0].called.put(None)
+        ``act`` is given the deadline.
+        """
+        tries = Tries((), how, deadline)
+        while True:
+            try:
+                return act(deadline)
+            except BrokerUnavailable as error:
+                pause = tries.pause_after(None, error)
+                if pause is None:
+                    raise
+            time.sleep(pause)
 
-    def _publish_waiting(self) -> None:
-        """Publish what everybody waits for. An interruption leaves the batches waiting for the next caller."""
-        with self._mutex:
-            batches = list(self._waiting)
-        if not batches:
-            return
-        transport = self._transport()
-        messages = batches[0].messages if len(batches) == 1 else [each for b in batches for each in b.messages]
+    def _publish_together(self, batch: _Batch) -> list[Published]:
+        """Wait for who is publishing; by then our messages have been taken along, or it is our turn to take all."""
+        batch.called = SimpleQueue()
         try:
-            answers = transport.publish(messages, deadline=max(batch.deadline for batch in batches))
-        except TransportError as error:
-            for batch in batches:
-                batch.error = _own_error(error) if len(batches) > 1 else error
-        else:
-            start = 0
-            for batch in batches:
-                batch.answers = answers[start : start + len(batch.messages)]
-                start += len(batch.messages)
-        with self._mutex:
-            self._waiting = [each for each in self._waiting if not each.is_answered]
-        for batch in batches:
-            batch.called.put(None)
+            self._waiting[batch] = None
+            while not batch.is_answered:
+                if list(self._line)[:1] == [batch]:
+                    self._publish_waiting(batch)
+                    continue
+                left = batch.deadline - time.monotonic()
+                if left <= 0:
+                    raise BrokerUnavailable(
+                        f"{batch.messages[0].queue}: nothing could be published within {batch.timeout:g} s; the broker "
+                        "does not answer."
+                    )
+                with suppress(Empty):
+                    batch.called.get(timeout=min(left, _LOOK_AGAIN_SECONDS))
+        finally:
+            self._waiting.pop(batch, None)
+        group = batch.group
+        assert group is not None
+        if group.error is not None:
+            raise _own_error(group.error) if group.is_shared else group.error
+        assert group.answers is not None
+        return group.answers[batch.start : batch.start + len(batch.messages)]
 
-    async def publish_async(self, messages: Sequence[Message], how: Publishing) -> list[Published]:
+    def _publish_waiting(self, first: _Batch) -> None:
+        """Publish what everybody waits for whose deadline allows it."""
+        latest = first.deadline + first.timeout * _TAKEN_ALONG
+        batches = [first]
+        batches += [
+            each
+            for each in list(self._waiting)
+            if each is not first and each.deadline <= latest and not each.is_answered
+        ]
+        group = _Group(is_shared=len(batches) > 1)
+        messages: list[Message] = []
+        for each in batches:
+            each.start = len(messages)
+            each.group = group
+            messages += each.messages
+        try:
+            group.answers = self._transport().publish(messages, deadline=max(each.deadline for each in batches))
+        except TransportError as error:
+            group.error = error
+        for each in batches[1:]:
+            self._line.pop(each, None)
+            each.look()
+
+    def _call_first(self) -> None:
+        """Somebody has left the line: who is the first in it now is to look."""
+        for first in list(self._line)[:1]:
+            first.look()
+
+    def _publish_again(
+        self, tries: Tries, answers: list[Published] | None, error: BrokerUnavailable | None
+    ) -> list[Published]:
+        """Try what the broker could not do until it can, or there are no more tries."""
+        once = Publishing(tries.how.timeout, None)
+        while (pause := tries.pause_after(answers, error)) is not None:
+            time.sleep(pause)
+            answers, error = None, None
+            try:
+                answers = self.publish(tries.left(), once, tries.deadline)
+            except BrokerUnavailable as trouble:
+                error = trouble
+        return tries.outcome()
+
+    async def publish_async(
+        self, messages: Sequence[Message], how: Publishing, deadline: float | None = None
+    ) -> list[Published]:
         """The same for ``async`` callers: their messages go out together, from one thread."""
         from ekiden.futures import PublishingThread  # asyncio takes 40 ms to import, and not every program awaits
 
+        if deadline is None:
+            deadline = time.monotonic() + how.timeout
         with self._mutex:
             if self._async is None or self._async.has_failed:
                 self._async = PublishingThread(self.publish)
             publishing = self._async
-        return await publishing.publish(messages, how)
+        return await publishing.publish(messages, how, deadline)
 
     def close(self) -> None:
         """End the thread for ``async`` callers, if there is one, after it has published what it was given."""
@@ -173,21 +226,69 @@ class Publisher:
             publishing.close()
 
     def forget(self) -> None:
-        """In a forked child: new locks, nothing waiting, no thread."""
+        """In a forked child: a new lock, nobody in the line, no thread."""
         self._mutex = threading.Lock()
-        self._leading = threading.Lock()
-        self._waiting = []
+        self._line = {}
+        self._waiting = {}
         self._async = None
 
 
-def _pause_after(error: BrokerUnavailable, tries: int, how: Publishing, deadline: float) -> None:
-    """Wait before the next try; or raise ``error``, where there is to be none."""
+class Tries:
+    """What has become of one caller's messages so far, over all its tries. Owned by one thread.
+
+    ``deadline`` is on the monotonic clock.
+    """
+
+    def __init__(self, messages: Sequence[Message], how: Publishing, deadline: float) -> None:
+        self.messages = messages
+        self.how = how
+        self.deadline = deadline
+        self._answers: list[Published | None] = [None] * len(messages)
+        self._left: Sequence[int] = range(len(messages))
+        self._error: BrokerUnavailable | None = None
+        self._count = 0
+
+    def left(self) -> list[Message]:
+        """What is to be published (once more)."""
+        return [self.messages[number] for number in self._left]
+
+    def pause_after(self, answers: Sequence[Published] | None, error: BrokerUnavailable | None) -> float | None:
+        """How many seconds after this try is the next one; None: there is none.
+
+        ``answers`` are those to what was ``left``, or ``error`` was raised instead.
+        """
+        self._count += 1
+        self._error = error
+        if answers is not None:
+            for number, answer in zip(self._left, answers, strict=True):
+                self._answers[number] = answer
+            self._left = [
+                number
+                for number, answer in zip(self._left, answers, strict=True)
+                if answer.outcome is PublishOutcome.FAILED and isinstance(answer.error, BrokerUnavailable)
+            ]
+            if not self._left:
+                return None
+        return _pause(self.how, self._count, self.deadline)
+
+    def outcome(self) -> list[Published]:
+        """An answer for each message. Raises the error that the last try raised, if it was about all of them."""
+        if self._error is not None:
+            if len(self._left) == len(self.messages):
+                raise self._error
+            for number in self._left:
+                self._answers[number] = Published(PublishOutcome.FAILED, self._error)
+        return [answer for answer in self._answers if answer is not None]
+
+
+def _pause(how: Publishing, tries: int, deadline: float) -> float | None:
+    """Seconds until the next try after so many; None where there is to be none."""
     if how.retry is None or (how.retry.max_retries is not None and tries > how.retry.max_retries):
-        raise error
+        return None
     pause = how.retry.pause(tries)
     if time.monotonic() + pause >= deadline:
-        raise error
-    time.sleep(pause * random.uniform(0.5, 1.0))  # not all at once, when many wait for one broker
+        return None
+    return pause * random.uniform(0.5, 1.0)  # not all at once, when many wait for one broker
 
 
 def _own_error(error: TransportError) -> TransportError:

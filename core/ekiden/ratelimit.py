@@ -89,7 +89,7 @@ class RateLimiter:
             state = RateState() if record is None else _state_in(record, rate, now)
             changed, waits = grant(state, rate, count, now)
             version = 0 if record is None else record.version
-            kept = _KEPT_SECONDS + max(0.0, changed.next_turn - now)
+            kept = _KEPT_SECONDS + min(max(0.0, changed.next_turn - now), LONGEST_WAIT_SECONDS)
             if (
                 self._backend.write(key, msgspec.json.encode(changed), expected_version=version, expires=kept)
                 is not None

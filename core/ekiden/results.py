@@ -21,6 +21,7 @@ from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_ex
 from ekiden.errors import BackendRefused, ResultTimeout, TaskError
 from ekiden.loggers import safe_logger
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
+from ekiden.times import checked_timeout
 
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
@@ -116,11 +117,13 @@ class Backend(ABC):
     @abstractmethod
     def __init__(self, url: BrokerURL) -> None: ...
 
-    def expect(self, ids: Sequence[str], transport: Callable[[], Transport]) -> str | None:
+    def expect(
+        self, ids: Sequence[str], transport: Callable[[], Transport], *, deadline: float | None = None
+    ) -> str | None:
         """Asked before calls are sent: the queue that their results are to be sent to; None where they are stored.
 
         ``transport`` opens the one that results would come over. Raises BrokerUnavailable when there can be no such
-        queue now.
+        queue now, or none by ``deadline`` (``time.monotonic()`` seconds).
         """
         return None
 
@@ -150,8 +153,11 @@ class Backend(ABC):
         """Make every ``wait`` in progress in this process return now with what is final."""
 
     @abstractmethod
-    def forget(self, ids: Sequence[str]) -> None:
-        """Delete what is stored for each; unknown ids are passed over."""
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
+        """Delete what is stored for each; unknown ids are passed over.
+
+        ``deadline`` (``time.monotonic()`` seconds): it ends by then, where that is sooner than the backend's own.
+        """
 
     @abstractmethod
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
@@ -385,8 +391,8 @@ class AsyncResult(Generic[R_co]):
         """Wait for the result and return it.
 
         Raises what the task raised (unless ``propagate`` is False: then it is returned), TaskRevoked or TaskExpired
-        for what never ran, and ResultTimeout after ``timeout`` seconds. Inside a task it raises MisuseError unless
-        ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
+        for what never ran, and ResultTimeout after ``timeout`` seconds; 0 or less asks once. Inside a task it raises
+        MisuseError unless ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
         """
         if self.ignored:
             return cast("R_co", None)
@@ -429,7 +435,8 @@ class AsyncResult(Generic[R_co]):
         self, timeout: float | None = None, *, propagate: bool = True
     ) -> Iterator[tuple[AsyncResult[Any], Any]]:
         """Wait for this result, then for those of its children, and theirs: (result, value), breadth first."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = checked_timeout(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         waiting: list[AsyncResult[Any]] = [self]
         while waiting:
             result = waiting.pop(0)
@@ -473,7 +480,8 @@ class AsyncResult(Generic[R_co]):
         if self._final is not None:
             return self._final
         backend = self._source.opened_backend()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = checked_timeout(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             left = _LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             for stored in backend.wait([self.id], min(max(left, 0.0), _LONGEST_WAIT)):
@@ -481,7 +489,7 @@ class AsyncResult(Generic[R_co]):
                 return stored
             if deadline is not None and time.monotonic() >= deadline:
                 raise ResultTimeout(
-                    f"task {self.id} had not ended after {timeout:g} s; it is {self.state} and goes on; ask later."
+                    f"task {self.id} had not ended after {seconds:g} s; it is {self.state} and goes on; ask later."
                     + ("" if backend.stores else _MAYBE_LOST)
                 )
 

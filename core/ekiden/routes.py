@@ -14,7 +14,15 @@ from typing import Any
 import msgspec
 
 from ekiden.errors import ConfigurationError
-from ekiden.message import DEAD_SUFFIX, HIGHEST_PRIORITY, LOWEST_PRIORITY, MAX_QUEUE_NAME_LENGTH, REPLY_PREFIX
+from ekiden.message import (
+    DEAD_SUFFIX,
+    HIGHEST_PRIORITY,
+    LOWEST_PRIORITY,
+    MAX_QUEUE_NAME_LENGTH,
+    REPLY_PREFIX,
+    is_priority,
+)
+from ekiden.times import shown
 
 _LEGAL_QUEUE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\\s,>]+\Z")
 RouteFunction = Callable[..., Any]
@@ -49,14 +57,10 @@ def check_queue_name(name: object) -> None:
 
 def check_priority(priority: object) -> None:
     """Raise ConfigurationError unless ``priority`` is a whole number from 0 to 9."""
-    if (
-        isinstance(priority, bool)
-        or not isinstance(priority, int)
-        or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY
-    ):
+    if not is_priority(priority):
         raise ConfigurationError(
-            f"{priority!r} is not a priority; it must be a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} "
-            "(most urgent)."
+            f"{shown(priority)} is not a priority; it must be a whole number from {LOWEST_PRIORITY} to "
+            f"{HIGHEST_PRIORITY} (most urgent)."
         )
 
 

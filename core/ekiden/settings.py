@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
-from msgspec import Meta
 
 from ekiden.errors import ConfigurationError
 from ekiden.message import (
@@ -21,16 +20,19 @@ from ekiden.options import (
     Acks,
     Annotations,
     Count,
+    InHand,
     PoolName,
-    PositiveSeconds,
     Priority,
-    Seconds,
+    Threads,
+    Tries,
+    check_limits,
     did_you_mean,
     rate_per_second,
     read_annotations,
     read_publish_retry_policy,
 )
 from ekiden.routes import check_queue_name, check_routes
+from ekiden.times import PositiveSeconds, Seconds, shown
 
 ENVIRONMENT_PREFIX = "EKIDEN_"
 
@@ -81,7 +83,7 @@ class Settings:
         "late",
         "`late`: a message is settled after its task ended (at least once). `early`: before it starts (at most once).",
     )
-    task_max_retries: Annotated[int, Meta(ge=0)] | None = setting(
+    task_max_retries: Tries | None = setting(
         10,
         "Tries after the first, for `self.retry` and `autoretry_for`; `None` is without end.",
     )
@@ -133,11 +135,11 @@ class Settings:
         (),
         "Queues that a worker serves; without any: every queue that the app's tasks and routes name.",
     )
-    worker_processes: Count | None = setting(None, "Worker processes; without a number: one for each CPU it may use.")
-    worker_threads: Count = setting(8, "Threads for `def` tasks, and body processes at most, in each worker process.")
-    worker_async_concurrency: Count = setting(100, "`async def` tasks at once in each worker process.")
+    worker_processes: Threads | None = setting(None, "Worker processes; without a number: one for each CPU it may use.")
+    worker_threads: Threads = setting(8, "Threads for `def` tasks, and body processes at most, in each worker process.")
+    worker_async_concurrency: InHand = setting(100, "`async def` tasks at once in each worker process.")
     worker_pool: PoolName = setting("thread", "Where bodies of `def` tasks run that say nothing themselves.")
-    worker_prefetch: Count = setting(
+    worker_prefetch: InHand = setting(
         512,
         "Deliveries in hand at most in each worker process; far fewer where tasks are slow.",
     )
@@ -156,12 +158,30 @@ class Settings:
         if name == "taken_for_granted":
             object.__setattr__(self, name, value)
             return
+        before = self._limits()
+        self._take(name, value)
+        self._check_limits(before)
+
+    def _take(self, name: str, value: object) -> None:
         found = translated_setting(name, value)
         if found is None:
             self.taken_for_granted[name.lower()] = value
         else:
             known_name, known_value = found
             object.__setattr__(self, known_name, checked_setting(known_name, known_value))
+
+    def _limits(self) -> dict[str, object]:
+        return {name: getattr(self, name, None) for name in ("task_time_limit", "task_soft_time_limit")}
+
+    def _check_limits(self, before: Mapping[str, object]) -> None:
+        """Raise ConfigurationError, and leave the limits as they were ``before``, where they cannot both be."""
+        hard, soft = self._limits().values()
+        try:
+            check_limits("settings", soft=soft, hard=hard)
+        except ConfigurationError:
+            for name, value in before.items():
+                object.__setattr__(self, name, value)
+            raise
 
     if not TYPE_CHECKING:  # a type checker is to report a name that is no setting
 
@@ -213,11 +233,16 @@ class Settings:
         """``update`` with names behind a namespace's prefix; ``places`` says where they stand, as ``file:line``."""
         refusals = []
         start = len(namespace) + 1 if namespace else 0
+        before = self._limits()
         for name, value in values.items():
             try:
-                setattr(self, name[start:], value)
+                self._take(name[start:], value)
             except ConfigurationError as error:
                 refusals.append(f"{places[name]}: {error}" if name in places else str(error))
+        try:
+            self._check_limits(before)
+        except ConfigurationError as error:
+            refusals.append(str(error))
         if len(refusals) == 1:
             raise ConfigurationError(refusals[0])
         if refusals:
@@ -342,7 +367,7 @@ def _check_meaning(name: str, value: object) -> None:
 
 
 def _shown(name: str, value: object) -> str:
-    return "that value" if name in {"broker_url", "result_backend"} else repr(value)
+    return "that value" if name in {"broker_url", "result_backend"} else shown(value)
 
 
 _SETTING_TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, overload
 
 import msgspec
 from msgspec import Meta
 
 from ekiden.errors import MisuseError, TaskArgumentsError
 from ekiden.message import HeaderValue, derived_id
-from ekiden.options import PositiveSeconds, Priority, call_options, check_call_options
+from ekiden.options import MOST, Priority, call_options, check_call_options
 from ekiden.safe_text import repr_of
+from ekiden.times import LONGEST_SECONDS, Moment, Offset, PositiveSeconds, check_moment, check_seconds
 
 if TYPE_CHECKING:
     from ekiden.results import AsyncResult
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _LONGEST_SHOWN = 80
 
-Retries = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Retries = Annotated[int, Meta(ge=0, le=MOST)]
 """Every result store can hold it."""
 
 
@@ -44,8 +45,8 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     task_id: str | None = None
     queue: str | None = None
     priority: Priority | None = None
-    countdown: float | None = None
-    expires: float | None = None
+    countdown: Offset | None = None
+    expires: Offset | None = None
     headers: dict[str, HeaderValue] = {}
     ignore_result: bool | None = None
     time_limit: PositiveSeconds | None = None
@@ -70,12 +71,12 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
 
     task: str
     id: str
-    sent: float
+    sent: Moment
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
     retries: Retries = 0
-    eta: float | None = None
-    expires: float | None = None
+    eta: Moment | None = None
+    expires: Moment | None = None
     root: str | None = None
     parent: str | None = None
     on_success: tuple[Step, ...] = ()
@@ -174,7 +175,7 @@ class Signature(msgspec.Struct, frozen=True):
         options = dict(self.options)
         countdown = seconds_until(options.pop("eta", None), now)
         if countdown is None:
-            countdown = options.pop("countdown", None)
+            countdown = seconds_until(options.pop("countdown", None), now)
         return Step(
             task=self.task,
             args=self.args,
@@ -233,10 +234,25 @@ def call_arguments(task_name: str, args: Any, kwargs: Any) -> tuple[Sequence[Any
     return args if isinstance(args, list | tuple) else tuple(args), kwargs
 
 
+def due_of_retry(when: float | datetime, now: float) -> float:
+    """When the next try is due that a body asks for. Raises what is wrong with ``when``, in words for that body."""
+    if isinstance(when, datetime):
+        seconds = seconds_until(when, now)
+        check_moment("the eta of a retry", when)
+    else:
+        check_seconds("the countdown of a retry", when, least=-LONGEST_SECONDS)
+        seconds = when
+    return max(0.0, now + seconds)
+
+
+@overload
+def seconds_until(moment: float | datetime, now: float) -> float: ...
+@overload
+def seconds_until(moment: float | datetime | None, now: float) -> float | None: ...
 def seconds_until(moment: float | datetime | None, now: float) -> float | None:
     """``moment`` as seconds from ``now``: a number is that already; a datetime must say its time zone."""
     if not isinstance(moment, datetime):
-        return moment
+        return None if moment is None else float(moment)
     if moment.tzinfo is None:
         raise MisuseError(
             f"{moment!r} does not say its time zone; write datetime.now(UTC) + timedelta(...) or use countdown=seconds."

@@ -38,6 +38,7 @@ from ekiden.options import (
     annotated,
     call_options,
     check_call_options,
+    check_limits_of_call,
     merge,
     policy,
     publishing,
@@ -49,8 +50,9 @@ from ekiden.results import AsyncResult, Backend, EagerResult, ResultSource, Stor
 from ekiden.retry import retry_delay, tries_left
 from ekiden.safe_text import repr_of, text_of
 from ekiden.settings import Settings
-from ekiden.signature import Call, Sender, Signature, call_arguments, check_links, seconds_until
+from ekiden.signature import Call, Sender, Signature, call_arguments, check_links, due_of_retry, seconds_until
 from ekiden.states import State
+from ekiden.times import shown
 from ekiden.transport import Transport
 
 P = ParamSpec("P")
@@ -224,13 +226,19 @@ class Task(Generic[P, R]):
         checked = call_options(self.name, options)
         messages: Sequence[Message] = (self._message(app, args, kwargs, checked),)
         how = checked.publishing(app.conf)
+        deadline = time.monotonic() + how.timeout
         if not app.stores_results():
             import asyncio  # 40 ms to import, and not every program awaits
 
             # A reply queue may have to be opened, which waits for the broker.
-            messages = await asyncio.to_thread(_addressed, app, messages, self.declared(app.conf), how)
-        _make_ready(app, messages, checked.chosen_ids())
-        answers = await app.publisher.publish_async(messages, how)
+            messages = await asyncio.to_thread(_addressed, app, messages, self.declared(app.conf), how, deadline)
+        elif checked.task_id is not None:
+            import asyncio
+
+            await asyncio.to_thread(_forget_earlier, app, checked.chosen_ids(), deadline)
+        if hooks.before_task_publish.receivers:
+            _signal_before(messages)
+        answers = await app.publisher.publish_async(messages, how, deadline)
         _check_and_note(messages, answers)
         return AsyncResult(messages[0].id, app, ignored=self._ignores(app.conf, checked))
 
@@ -240,7 +248,8 @@ class Task(Generic[P, R]):
         """Send many calls in few round trips: each a tuple of arguments, a mapping of keywords, or a signature.
 
         ``options`` are those of ``apply_async`` and hold for all but signatures, which bring their own. ``calls`` may
-        be a generator of any length; what was sent before an error stays sent.
+        be a generator of any length; what was sent before an error stays sent. The publish timeout is that of each
+        round trip.
         """
         app = self._find_app(self.name)
         shared = call_options(self.name, options)
@@ -251,10 +260,11 @@ class Task(Generic[P, R]):
         for batch in _batches(calls, _BATCH_SIZE):
             messages: Sequence[Message] = [self._message_of(app, call, shared) for call in batch]
             chosen = [call.id for call in batch if isinstance(call, Signature) and call.id is not None]
+            deadline = time.monotonic() + how.timeout
             if not app.stores_results():
-                messages = _addressed(app, messages, self.declared(app.conf), how)
-            _make_ready(app, messages, chosen)
-            _check_and_note(messages, app.publisher.publish(messages, how))
+                messages = _addressed(app, messages, self.declared(app.conf), how, deadline)
+            _make_ready(app, messages, chosen, deadline)
+            _check_and_note(messages, app.publisher.publish(messages, how, deadline))
             ignored = self._ignores(app.conf, shared)
             results.extend(AsyncResult(message.id, app, ignored=ignored) for message in messages)
         return results
@@ -381,15 +391,19 @@ class Task(Generic[P, R]):
             raise exc or MisuseError(f"{self.name} was called as a function, so there is no call to retry.")
         declared = self._policy()
         limit = declared.max_retries if max_retries is UNSET else max_retries
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise MisuseError(f"{self.name}.retry(): max_retries cannot be {shown(limit)}; it is a number of tries.")
         if not tries_left(limit, request.retries):
             raise exc or MaxRetriesExceededError(
                 f"{self.name}[{request.id}] has been tried {request.retries + 1} times; no tries are left."
             )
         if countdown is None and eta is None:
             countdown = retry_delay(declared, request.retries, random.random())
+        when: float | datetime = eta if eta is not None else countdown or 0.0
+        due_of_retry(when, time.time())  # so that the line of the body is named where it cannot be
         retry = Retry(
             exc=exc,
-            when=eta if eta is not None else countdown or 0.0,
+            when=when,
             args=None if args is None else tuple(args),
             kwargs=None if kwargs is None else dict(kwargs),
         )
@@ -513,13 +527,15 @@ def compose(
     """The message of one call: options merged, ids given, arguments encoded. Raises what is wrong with any of them."""
     if options != NOTHING_SAID:
         check_call_options(task_name, options)
+        if options.time_limit is not None or options.soft_time_limit is not None:
+            check_limits_of_call(conf, task_name, declared, options)
         check_links(options.link)
         check_links(options.link_error)
     now = time.time()
     sending = merge(conf, task_name, declared, options.queue, options.priority, args, kwargs)
     task_id = options.task_id or new_id()
-    countdown = seconds_until(options.eta, now) if options.eta is not None else options.countdown
-    due = now + countdown if countdown is not None and countdown > 0 else None
+    countdown = options.countdown if options.eta is None else seconds_until(options.eta, now)
+    due = float(now + countdown) if countdown is not None and countdown > 0 else None
     expires = options.expires
     if expires is None and declared is not None:
         expires = declared.expires
@@ -531,7 +547,7 @@ def compose(
         args=args,
         kwargs=kwargs,
         eta=due,
-        expires=None if expires is None else now + (seconds_until(expires, now) or 0.0),
+        expires=None if expires is None else max(0.0, now + seconds_until(expires, now)),
         root=None if execution is None else execution.request.root_id,
         parent=None if execution is None else execution.request.id,
         on_success=_steps(options.link, now) if options.link else (),
@@ -554,11 +570,12 @@ def send(app: TaskApp, message: Message, options: CallOptions, declared: TaskOpt
     """Publish one call's message and return its result to come. Raises as ``delay`` does."""
     messages: Sequence[Message] = (message,)
     how = options.publishing(app.conf)
+    deadline = time.monotonic() + how.timeout
     if app.wants_replies is not False and not app.stores_results():
-        messages = _addressed(app, messages, declared, how)
+        messages = _addressed(app, messages, declared, how, deadline)
     if options.task_id is not None or hooks.before_task_publish.receivers:
-        _make_ready(app, messages, options.chosen_ids())
-    _check_and_note(messages, app.publisher.publish(messages, how))
+        _make_ready(app, messages, options.chosen_ids(), deadline)
+    _check_and_note(messages, app.publisher.publish(messages, how, deadline))
     return AsyncResult(message.id, app, ignored=is_ignored(app.conf, declared, options))
 
 
@@ -572,11 +589,11 @@ def is_ignored(conf: Settings, declared: TaskOptions | None, options: CallOption
 
 
 def _addressed(
-    app: TaskApp, messages: Sequence[Message], declared: TaskOptions | None, how: Publishing
+    app: TaskApp, messages: Sequence[Message], declared: TaskOptions | None, how: Publishing, deadline: float
 ) -> Sequence[Message]:
     """The same messages, with where replies are to be sent for those that will bring any; they are expected from now.
 
-    Raises BrokerUnavailable when the reply queue cannot be opened within the publish timeout.
+    Raises BrokerUnavailable when the reply queue cannot be opened by the deadline.
     """
     ignored = is_ignored(app.conf, declared, NOTHING_SAID)
     wanted = [wanted_results(message.body, ignored_by_default=ignored) for message in messages]
@@ -584,7 +601,7 @@ def _addressed(
     if not ids:
         return messages
     backend = app.opened_backend()
-    queue = app.publisher.persist(lambda: backend.expect(ids, app.opened_transport), how)
+    queue = app.publisher.persist(lambda by: backend.expect(ids, app.opened_transport, deadline=by), how, deadline)
     if queue is None:
         return messages
     return [
@@ -593,17 +610,26 @@ def _addressed(
     ]
 
 
-def _make_ready(app: TaskApp, messages: Sequence[Message], chosen_ids: Sequence[str]) -> None:
-    """What comes before publishing: a call under an id of the user's own starts anew; who listens is told.
-
-    What is stored of an earlier call under that id is forgotten. Otherwise its result would be taken for this one's,
-    and a further try of this one for a second copy of what has ended.
-    """
+def _make_ready(app: TaskApp, messages: Sequence[Message], chosen_ids: Sequence[str], deadline: float) -> None:
+    """What comes before publishing: a call under an id of the user's own starts anew; who listens is told."""
     if chosen_ids and app.stores_results():
-        app.opened_backend().forget(chosen_ids)
+        _forget_earlier(app, chosen_ids, deadline)
     if hooks.before_task_publish.receivers:
-        for message in messages:
-            _signal(hooks.before_task_publish, message)
+        _signal_before(messages)
+
+
+def _forget_earlier(app: TaskApp, chosen_ids: Sequence[str], deadline: float) -> None:
+    """Forget what is stored of earlier calls under ids of the user's own.
+
+    Otherwise an earlier call's result would be taken for this one's, and a further try of this one for a second copy
+    of what has ended.
+    """
+    app.opened_backend().forget(chosen_ids, deadline=deadline)
+
+
+def _signal_before(messages: Sequence[Message]) -> None:
+    for message in messages:
+        _signal(hooks.before_task_publish, message)
 
 
 def _check_and_note(messages: Sequence[Message], answers: Sequence[Published]) -> None:

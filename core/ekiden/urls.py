@@ -17,10 +17,13 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from ekiden.errors import ConfigurationError
+from ekiden.times import shown
 
 Options = TypeVar("Options", bound=msgspec.Struct)
 
 _PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+_LARGEST = 2**53
+"""Where every number that a URL may say can be told from the next one."""
 _HIDDEN = r"\1***"
 
 
@@ -70,9 +73,14 @@ class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
                     f"{', '.join(sorted(known)) or 'no options'}."
                 )
         try:
-            return msgspec.convert(dict(self.options), kind, strict=False)
+            found = msgspec.convert(dict(self.options), kind, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"{self}: an option has a value that does not fit: {error}.") from error
+        for name in self.options:
+            value = getattr(found, name, None)
+            if isinstance(value, float | int) and not -_LARGEST <= value <= _LARGEST:  # NaN is not within either
+                raise ConfigurationError(f"{self}: {name} cannot be {shown(value)}; write a smaller number.")
+        return found
 
 
 def parse_url(text: str) -> BrokerURL:

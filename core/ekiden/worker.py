@@ -44,7 +44,7 @@ from ekiden.errors import (
 from ekiden.job import Job, Work, signal_revoked
 from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery
-from ekiden.options import Policy
+from ekiden.options import Policy, check_limits
 from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
 from ekiden.plan import WorkerOptions, unique_name
 from ekiden.ratelimit import RateLimiter
@@ -292,6 +292,7 @@ class Worker:
     def _check_policies(self) -> None:
         """Refuse, at start, limits that cannot be kept here."""
         for name, policy in self._policies.items():
+            check_limits(f"task {name}, with the settings", soft=policy.soft_time_limit, hard=policy.time_limit)
             task = self._app.tasks[name]
             if task.is_async or self._target is not None:
                 continue

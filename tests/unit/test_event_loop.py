@@ -97,7 +97,10 @@ def test_closing_cancels_what_runs_and_the_threads_it_used(errors: list[BaseExce
     loop.close(PATIENCE)
 
     assert cancelled.taken == [1, 1]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ekiden-loop", "asyncio_"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ekiden-loop")]
+    eventually(
+        lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("asyncio_")], what="they end"
+    )
 
 
 # Interrupting one coroutine.

@@ -1,7 +1,6 @@
 """The thread that waits for all who await: nobody is forgotten, whenever they come."""
 
 import asyncio
-import math
 import sys
 import threading
 import time
@@ -196,7 +195,7 @@ def test_async_callers_are_told_what_ends_their_thread_and_another_one_begins() 
     stored: list[str] = []
 
     class Failing(MemoryTransport):
-        def publish(self, messages: Sequence[Message], *, deadline: float = math.inf) -> list[Published]:
+        def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
             if not stored:
                 stored.append("failed")
                 raise Bug
@@ -212,6 +211,25 @@ def test_async_callers_are_told_what_ends_their_thread_and_another_one_begins() 
 
         assert [each.outcome for each in asyncio.run(publish())] == [PublishOutcome.STORED]
         publisher.close()
+
+
+def test_who_has_given_up_awaiting_leaves_nothing_behind(backend: WatchedBackend, waiting: WaitingThread) -> None:
+    async def main() -> None:
+        for task_id in ("a", "a", "b"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(waiting.wait(task_id), 0.01)
+        patient = asyncio.ensure_future(waiting.wait("a"))
+        cancelled = asyncio.ensure_future(waiting.wait("a"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert {task_id: len(callbacks) for task_id, callbacks in waiting._callbacks.items()} == {"a": 1}
+        await asyncio.to_thread(backend.put, [final("a")])
+        assert await asyncio.wait_for(patient, PATIENCE) == final("a")
+
+    asyncio.run(main())
+
+    assert not waiting._callbacks
 
 
 def test_closing_is_quick_and_told_to_who_waits(backend: WatchedBackend) -> None:

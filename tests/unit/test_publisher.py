@@ -1,6 +1,7 @@
 """Many callers' messages in few publishes, each caller with its own answer, deadline and error."""
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from ekiden.urls import parse_url
 from tests.working import PATIENCE, eventually
 
 HOW = publishing(Settings(), timeout=PATIENCE)
+NOT_NOW = Published(PublishOutcome.FAILED, BrokerUnavailable("not now"))
 
 
 class GatedTransport(MemoryTransport):
@@ -30,6 +32,9 @@ class GatedTransport(MemoryTransport):
         self.gate = threading.Event()
         self.gate.set()
         self.failures: list[BaseException] = []
+        self.unable: dict[str, int] = {}
+        """How often a message of that id is answered with "not now"."""
+        self.leaves_after: int | None = None
 
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self.batches.append([message.id for message in messages])
@@ -37,7 +42,14 @@ class GatedTransport(MemoryTransport):
         assert self.gate.wait(PATIENCE)
         if self.failures:
             raise self.failures.pop(0)
-        return super().publish(messages, deadline=deadline)
+        if self.leaves_after is not None and len(self.batches) > self.leaves_after:
+            raise BrokerUnavailable("away")
+        able = [each for each in messages if self.unable.get(each.id, 0) <= 0]
+        stored = iter(super().publish(able, deadline=deadline))
+        answers = [next(stored) if self.unable.get(each.id, 0) <= 0 else NOT_NOW for each in messages]
+        for each in messages:
+            self.unable[each.id] = self.unable.get(each.id, 0) - 1
+        return answers
 
 
 @pytest.fixture
@@ -79,6 +91,10 @@ class Callers:
         for thread in self.threads:
             thread.join(PATIENCE)
         return self.answers
+
+
+def are_waiting(publisher: Publisher, count: int) -> bool:
+    return len(publisher._waiting) == count
 
 
 def hold_up(transport: GatedTransport, callers: Callers, *waiting: Message) -> None:
@@ -222,13 +238,108 @@ def test_a_broker_that_stays_away_is_given_up_in_time(transport: GatedTransport,
     assert time.monotonic() - began < 5
 
 
+def test_what_is_answered_with_not_now_is_asked_again_by_itself(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    transport.unable = {"b": 2}
+
+    answers = publisher.publish([message("a"), message("b"), message("c", priority=99)], HOW)
+
+    assert [each.outcome for each in answers] == [
+        PublishOutcome.STORED,
+        PublishOutcome.STORED,
+        PublishOutcome.FAILED,
+    ]
+    assert isinstance(answers[2].error, BrokerRefused)
+    assert transport.batches == [["a", "b", "c"], ["b"], ["b"]]
+
+
+def test_what_stays_not_now_is_answered_so_in_time(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.unable = {"b": 1000}
+
+    answers = publisher.publish([message("a"), message("b")], publishing(Settings(), timeout=0.5))
+
+    assert answers[0].outcome is PublishOutcome.STORED
+    assert answers[1] is NOT_NOW
+
+
+def test_not_now_is_not_asked_again_if_nobody_wants_that(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.unable = {"a": 1}
+
+    assert publisher.publish([message("a")], publishing(Settings(), retry=False)) == [NOT_NOW]
+    assert len(transport.batches) == 1
+
+
+def test_some_stored_and_then_a_broker_that_is_away_is_told_of_each(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    transport.unable = {"b": 1}
+    transport.leaves_after = 1
+    once_more = publishing(Settings(), retry_policy={"max_retries": 1, "interval_start": 0.0})
+
+    stored, failed = publisher.publish([message("a"), message("b")], once_more)
+
+    assert stored.outcome is PublishOutcome.STORED
+    assert str(failed.error) == "away"
+
+
+def test_the_deadline_of_a_call_goes_down_to_the_transport(transport: GatedTransport, publisher: Publisher) -> None:
+    began = time.monotonic()
+
+    publisher.publish([message("a")], publishing(Settings(), timeout=3.0))
+    publisher.publish([message("b")], HOW, began + 7.0)
+
+    first, second = transport.deadlines
+    assert first is not None
+    assert began + 3.0 <= first <= time.monotonic() + 3.0
+    assert second == began + 7.0
+
+
+def test_a_group_ends_with_its_first_and_takes_along_whose_deadlines_are_near(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    callers = Callers(publisher)
+    short, long = publishing(Settings(), timeout=PATIENCE), publishing(Settings(), timeout=PATIENCE * 5)
+    transport.gate.clear()
+    callers.start(message("first"))
+    eventually(lambda: transport.batches, what="the first is publishing")
+    for count, (name, how) in enumerate((("a", short), ("b", short), ("patient", long)), start=1):
+        callers.start(message(name), how)
+        eventually(functools.partial(are_waiting, publisher, count), what=f"{name} waits")
+
+    transport.gate.set()
+
+    assert set(callers.join().values()) == {PublishOutcome.STORED}
+    assert transport.batches == [["first"], ["a", "b"], ["patient"]]
+    deadlines = [each for each in transport.deadlines if each is not None]
+    assert deadlines[1] - deadlines[0] < PATIENCE
+    assert deadlines[2] - deadlines[1] > PATIENCE
+
+
+def test_a_short_deadline_of_another_caller_ends_nobody_elses_publish(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    callers = Callers(publisher)
+    hold_up(transport, callers)
+    callers.start(message("short"), publishing(Settings(), timeout=0.2))
+    eventually(lambda: len(publisher._waiting) == 1, what="the short one waits")
+    callers.start(message("patient"))
+    eventually(lambda: isinstance(callers.answers.get("short"), BrokerUnavailable), what="the short one has given up")
+
+    transport.gate.set()
+
+    answers = callers.join()
+    assert (answers["first"], answers["patient"]) == (PublishOutcome.STORED, PublishOutcome.STORED)
+    assert ["short"] not in transport.batches
+
+
 def test_what_was_held_when_the_process_forked_holds_nobody_up_in_the_child(
     transport: GatedTransport, publisher: Publisher
 ) -> None:
     callers = Callers(publisher)
     hold_up(transport, callers, message("a"))
     in_child = Publisher(lambda: transport)
-    in_child._leading, in_child._mutex, in_child._waiting = publisher._leading, publisher._mutex, publisher._waiting
+    in_child._line, in_child._mutex, in_child._waiting = publisher._line, publisher._mutex, publisher._waiting
 
     in_child.forget()
     transport.gate.set()
@@ -253,6 +364,67 @@ def test_async_callers_are_told_the_error(transport: GatedTransport, publisher: 
 
     with pytest.raises(BrokerRefused):
         asyncio.run(publisher.publish_async([message("a")], HOW))
+
+
+def test_an_async_caller_ends_at_its_own_deadline_while_another_is_stuck(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    async def main() -> None:
+        transport.gate.clear()
+        stuck = asyncio.ensure_future(publisher.publish_async([message("stuck")], HOW))
+        while not transport.batches:
+            await asyncio.sleep(0.005)
+        with pytest.raises(BrokerUnavailable, match=r"nothing could be published within 0\.1 s"):
+            await publisher.publish_async([message("short")], publishing(Settings(), timeout=0.1))
+        assert not stuck.done()
+        transport.gate.set()
+        await stuck
+
+    asyncio.run(main())
+    publisher.close()
+    assert transport.batches == [["stuck"]]
+
+
+def test_what_an_async_caller_cancelled_before_it_began_is_not_published(
+    transport: GatedTransport, publisher: Publisher
+) -> None:
+    async def main() -> None:
+        transport.gate.clear()
+        stuck = asyncio.ensure_future(publisher.publish_async([message("stuck")], HOW))
+        while not transport.batches:
+            await asyncio.sleep(0.005)
+        cancelled = asyncio.ensure_future(publisher.publish_async([message("cancelled")], HOW))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        transport.gate.set()
+        await stuck
+
+    asyncio.run(main())
+    publisher.close()
+    assert transport.batches == [["stuck"]]
+
+
+def test_an_async_callers_not_now_holds_up_nobody_else(transport: GatedTransport, publisher: Publisher) -> None:
+    transport.unable = {"unable": 3}
+
+    async def main() -> list[str]:
+        ended: list[str] = []
+
+        async def publish(name: str) -> None:
+            (answer,) = await publisher.publish_async([message(name)], HOW)
+            assert answer.outcome is PublishOutcome.STORED
+            ended.append(name)
+
+        unable = asyncio.ensure_future(publish("unable"))
+        while not transport.batches:
+            await asyncio.sleep(0.005)
+        await publish("able")
+        await unable
+        return ended
+
+    assert asyncio.run(main()) == ["able", "unable"]
+    assert sum("unable" in batch for batch in transport.batches) == 4
 
 
 def test_closing_publishes_what_was_given_before_and_leaves_no_thread(

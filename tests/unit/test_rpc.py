@@ -105,6 +105,39 @@ def test_what_has_been_answered_goes_before_what_is_awaited(small: Ekiden) -> No
     assert [is_known(small, each) for each in "abcd"] == [True, False, True, True]
 
 
+def test_fresh_answers_stay_while_old_calls_are_never_answered(small: Ekiden) -> None:
+    expect(small, "never-1", "never-2", "never-3")
+
+    for number in range(3):
+        expect(small, f"fresh-{number}")
+        answer(small, f"fresh-{number}")
+
+    assert [is_known(small, f"fresh-{number}") for number in range(3)] == [True, True, True]
+    assert [is_known(small, f"never-{number}") for number in (1, 2, 3)] == [False, False, False]
+
+
+def test_what_was_fetched_goes_before_what_was_not(small: Ekiden) -> None:
+    expect(small, "a", "b", "c")
+    for each in "abc":
+        answer(small, each)
+    assert small.AsyncResult("c").get(PATIENCE) == "xx"
+
+    expect(small, "d")
+
+    assert [is_known(small, each) for each in "abcd"] == [True, True, False, True]
+
+
+def test_how_far_tasks_have_come_is_bounded_too(small: Ekiden) -> None:
+    expect(small, "a", "b", "c")
+    for each in "abc":
+        answer(small, each, size=600, state="PROGRESS")
+
+    told = [None if found is None else found.state for found in small.backend.get(["a", "b", "c"])]
+    assert told == [None, None, "PROGRESS"]
+    answer(small, "a")
+    assert [found.state for found in small.backend.wait(["a"], PATIENCE)] == ["SUCCESS"]
+
+
 def test_no_more_bytes_are_kept_than_the_options_say(small: Ekiden, caplog: pytest.LogCaptureFixture) -> None:
     expect(small, "a", "b", "c")
     for each in "abc":
@@ -228,12 +261,16 @@ class TroubledApp(Ekiden):
         super().__init__("troubled", broker=broker, backend="rpc://")
         self.errors: list[Exception] = []
         self.refusals: list[Exception] = []
+        self.held_up: threading.Event | None = None
+        """Nothing is opened before it is set."""
 
     def opened_transport(self) -> Any:
         transport = super().opened_transport()
         consumer = type(transport).consumer
 
         def make(*args: Any, **options: Any) -> Any:
+            if self.held_up is not None:
+                assert self.held_up.wait(PATIENCE)
             if self.refusals:
                 raise self.refusals.pop(0)
             return Away(consumer(transport, *args, **options), self.errors)
@@ -300,6 +337,33 @@ def test_opening_the_reply_queue_is_tried_again_like_publishing(troubled: Troubl
     assert reply_queue(the_message(troubled).message.headers) == expect(troubled)
 
 
+def test_opening_the_reply_queue_ends_with_the_publish_timeout(troubled: TroubledApp) -> None:
+    troubled.held_up = threading.Event()
+
+    with pytest.raises(BrokerUnavailable, match="no reply queue could be opened"):
+        troubled.send_task("nobody.serves.it", publish_timeout=0.1)
+
+    assert troubled.transport.depth("default").ready == 0
+    troubled.held_up.set()
+    troubled.send_task("nobody.serves.it")
+    assert troubled.transport.depth("default").ready == 1
+
+
+def test_async_callers_wait_no_longer_for_the_reply_queue(troubled: TroubledApp) -> None:
+    troubled.held_up = threading.Event()
+
+    @troubled.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    with pytest.raises(BrokerUnavailable, match="no reply queue could be opened"):
+        asyncio.run(add.aapply_async((1, 2), publish_timeout=0.1))
+
+    troubled.held_up.set()
+    asyncio.run(add.adelay(1, 2))
+    assert troubled.transport.depth("default").ready == 1
+
+
 def test_a_call_that_cannot_be_answered_is_not_sent(troubled: TroubledApp) -> None:
     troubled.refusals += [BrokerUnavailable("away")] * 3
 
@@ -310,17 +374,18 @@ def test_a_call_that_cannot_be_answered_is_not_sent(troubled: TroubledApp) -> No
 
 
 def test_persisting_ends_with_the_publish_timeout() -> None:
-    def fail() -> None:
+    def fail(_: float) -> None:
         raise BrokerUnavailable("away")
 
     publisher = Publisher(lambda: pytest.fail("not asked"))
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable):
-        publisher.persist(fail, Publishing(0.2, PublishRetryPolicy()))
+        publisher.persist(fail, Publishing(0.2, PublishRetryPolicy()), began + 0.2)
     assert_quick(time.monotonic() - began, 0.2)
 
+    once_more = PublishRetryPolicy(max_retries=1, interval_start=0.0)
     with pytest.raises(BrokerUnavailable):
-        publisher.persist(fail, Publishing(10.0, PublishRetryPolicy(max_retries=1, interval_start=0.0)))
+        publisher.persist(fail, Publishing(10.0, once_more), time.monotonic() + 10.0)
 
 
 def test_an_app_that_was_closed_opens_anew(app: Ekiden) -> None:

@@ -21,6 +21,7 @@ from ekiden.cli.output import (
     say,
     when,
 )
+from ekiden.cli.quantities import AT_LEAST_ONE
 from ekiden.cli.queues import delete_messages
 from ekiden.cli.target import AppCommand, app_argument, queue_argument
 from ekiden.codec import decode_call
@@ -109,7 +110,7 @@ class DeadLetter:
 @dead.command("list", cls=AppCommand)
 @app_argument
 @queue_argument
-@click.option("--limit", type=click.IntRange(min=1), help="Show at most so many.")
+@click.option("--limit", type=AT_LEAST_ONE, help="Show at most so many.")
 @json_option
 def list_letters(target: str, queue: str, limit: int | None, as_json: bool) -> None:
     """List the dead letters of a queue.

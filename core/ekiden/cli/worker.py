@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ekiden.cli import celery_words
+from ekiden.cli.quantities import AT_LEAST_ONE, IN_HAND, POSITIVE_SECONDS, SECONDS, THREADS
 from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.cpus import available_cpus
 from ekiden.errors import ConfigurationError
@@ -19,8 +20,6 @@ from ekiden.routes import check_queue_name
 from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting
 from ekiden.supervisor import Supervisor, SupervisorOptions
 
-_AT_LEAST_ONE = click.IntRange(min=1)
-_SECONDS = click.FloatRange(min=0, min_open=True)
 _QUEUES = "Queues to serve in turn: a,b. Or in strict order: 'a>b'.  [default: all of the app]"
 _POOLS = ("thread", "process", "threads", "prefork", "solo")
 _LOG_LEVELS = {
@@ -57,24 +56,28 @@ def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
     "-c",
     "--processes",
     "--concurrency",
-    type=_AT_LEAST_ONE,
+    type=THREADS,
     help="Worker processes.  [default: one per CPU that it may use]",
 )
-@click.option("--threads", type=_AT_LEAST_ONE, help="`def` tasks at once in each process.  [default: 8]")
-@click.option("--async-concurrency", type=_AT_LEAST_ONE, help="`async def` tasks at once in each.  [default: 100]")
+@click.option("--threads", type=THREADS, help="`def` tasks at once in each process.  [default: 8]")
+@click.option("--async-concurrency", type=IN_HAND, help="`async def` tasks at once in each.  [default: 100]")
 @click.option("-P", "--pool", callback=_pool, help="Where bodies of `def` tasks run: thread, process; and see below.")
 @click.option("--burst", is_flag=True, help="End when nothing is ready or running any more.")
 @click.option(
     "--max-tasks-per-process",
     "--max-tasks-per-child",
-    type=_AT_LEAST_ONE,
+    type=AT_LEAST_ONE,
     help="Replace a process after so many tasks.",
 )
-@click.option("--max-memory-per-process", type=_SECONDS, metavar="MB", help="Replace a process that outgrows this.")
-@click.option("--max-memory-per-child", type=_SECONDS, metavar="KB", help="The same, in Celery's unit.")
-@click.option("--grace", type=click.FloatRange(min=0), help="Seconds running tasks get at a stop.  [default: 25]")
-@click.option("--lease", type=_SECONDS, help="Seconds a message is a worker's; renewed meanwhile.  [default: 60]")
-@click.option("--prefetch", type=_AT_LEAST_ONE, help="Messages in hand at most, in each process.  [default: 512]")
+@click.option(
+    "--max-memory-per-process", type=POSITIVE_SECONDS, metavar="MB", help="Replace a process that outgrows this."
+)
+@click.option("--max-memory-per-child", type=POSITIVE_SECONDS, metavar="KB", help="The same, in Celery's unit.")
+@click.option("--grace", type=SECONDS, help="Seconds running tasks get at a stop.  [default: 25]")
+@click.option(
+    "--lease", type=POSITIVE_SECONDS, help="Seconds a message is a worker's; renewed meanwhile.  [default: 60]"
+)
+@click.option("--prefetch", type=IN_HAND, help="Messages in hand at most, in each process.  [default: 512]")
 @click.option(
     "-n",
     "--name",

@@ -61,7 +61,7 @@ class MemoryBackend(Backend):
             for wait in self._waits:
                 wait.end()
 
-    def forget(self, ids: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         store = self._opened(ids)
         with store.lock:
             for task_id in ids:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 
 class MemoryOptions(msgspec.Struct, frozen=True):
@@ -12,6 +15,6 @@ class MemoryOptions(msgspec.Struct, frozen=True):
     ``max_message_bytes``: the largest body it takes. ``max_value_bytes``: the largest result or record that is stored.
     """
 
-    max_messages: int = 10_000_000
-    max_message_bytes: int = 64 * 1024 * 1024
-    max_value_bytes: int = 64 * 1024 * 1024
+    max_messages: Annotated[int, Meta(ge=0)] = 10_000_000
+    max_message_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    max_value_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024

@@ -93,8 +93,8 @@ class SQLiteBackend(Backend):
     def wake(self) -> None:
         self._waits.wake()
 
-    def forget(self, ids: Sequence[str]) -> None:
-        with self._write(ids) as connection:
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
+        with self._write(ids, deadline) as connection:
             connection.execute(statements.DELETE_RESULTS, (_as_json(ids),))
             connection.execute(statements.DELETE_STARTS, (_as_json(ids),))
 
@@ -167,11 +167,11 @@ class SQLiteBackend(Backend):
         self._database.forget()
 
     @contextmanager
-    def _write(self, texts: Iterable[str]) -> Iterator[sqlite3.Connection]:
+    def _write(self, texts: Iterable[str], deadline: float | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction on ``texts``, ids or keys, after which some of what has ended is deleted now and then."""
         self._check_open(texts)
         try:
-            with self._database.write() as connection:
+            with self._database.write(deadline) as connection:
                 yield connection
         except (OverflowError, UnicodeEncodeError) as error:
             # A number, text or length that sqlite3 cannot hand to SQLite.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL
@@ -26,7 +27,7 @@ class SQLiteOptions(msgspec.Struct, frozen=True):
     synchronous: Literal["normal", "full"] = "normal"
     busy_timeout: float = 10.0
     wake: Literal["socket", "poll"] = "socket"
-    max_message_bytes: int = 64 * 1024 * 1024
+    max_message_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
 
 
 def options_in(url: BrokerURL) -> SQLiteOptions:

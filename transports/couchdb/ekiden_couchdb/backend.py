@@ -76,9 +76,10 @@ class CouchDBBackend(Backend):
     def wake(self) -> None:
         self._waits.wake()
 
-    def forget(self, ids: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         self._check_open()
-        self._results.change({task_document(task_id) for task_id in ids}, _deleted)
+        with self._client.one_deadline(by=deadline):
+            self._results.change({task_document(task_id) for task_id in ids}, _deleted)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         self._check_open()

@@ -80,10 +80,10 @@ class MongoDBBackend(Backend):
     def wake(self) -> None:
         self._waits.wake()
 
-    def forget(self, ids: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         self._check_open()
         for some in slices(ids, AT_ONCE):
-            with self._client.asking():
+            with self._client.asking(by=deadline):
                 self._results().delete_many({"_id": {"$in": list(some)}})
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:

@@ -94,9 +94,10 @@ class RedisBackend(Backend):
     def wake(self) -> None:
         self._waits.wake()
 
-    def forget(self, ids: Sequence[str]) -> None:
+    def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         result, note = self._keys.result, self._keys.note
-        self._run_all([_command(b"UNLINK", *map(result, some), *map(note, some)) for some in self._slices(ids)])
+        calls = [_command(b"UNLINK", *map(result, some), *map(note, some)) for some in self._slices(ids)]
+        self._run_all(calls, by=deadline)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         calls = []
@@ -179,10 +180,10 @@ class RedisBackend(Backend):
         """``items`` in parts that one script or command may be about."""
         return _slices(items, self._at_once)
 
-    def _run_all(self, calls: Sequence[Call]) -> list[Reply]:
+    def _run_all(self, calls: Sequence[Call], *, by: float | None = None) -> list[Reply]:
         """Every reply, after one trip to each server. Raises the first error, if there was one."""
         self._check_open()
-        answers = self._client.run_all(calls) if calls else []
+        answers = self._client.run_all(calls, by=by) if calls else []
         for answer in answers:
             if isinstance(answer, EkidenError):
                 raise answer

@@ -28,6 +28,7 @@ from ekiden.testing.conformance.fixtures import (
     settle,
 )
 from ekiden.testing.conformance.pace import assert_quick
+from ekiden.times import LONGEST_SECONDS
 from ekiden.transport import Consumer, Transport
 
 
@@ -235,6 +236,17 @@ class Endings(TransportFixtures):
         assert time.time() - released > 0.45
         assert again.message.body == b"body"
         assert again.attempt == 1
+
+    def test_release_with_the_longest_delay_disturbs_nobody(self, transport: Transport, queue: str) -> None:
+        transport.publish(numbered(queue, 2))
+        consumer = self.consume(transport, queue)
+        first, second = self.collect(consumer, 2)
+
+        consumer.release([first], delay=LONGEST_SECONDS)
+        consumer.release([second], delay=0.2)
+
+        assert ids([self.collect_one(consumer)]) == [second.message.id]
+        self.assert_depth(transport, queue, ready=0, delayed=1, leased=1)
 
     def test_a_message_released_with_a_delay_counts_as_delayed(self, transport: Transport, queue: str) -> None:
         transport.publish(numbered(queue, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ekiden.errors import BrokerRefused
 from ekiden.message import DUPLICATE, STORED, HeaderValue, Message, PublishOutcome, new_id
 from ekiden.testing.conformance.fixtures import TransportFixtures, a_message, bodies, ids, numbered, settle
+from ekiden.times import LATEST_TIME
 from ekiden.transport import Transport, TransportDescription
 
 HEADERS: dict[str, HeaderValue] = {
@@ -55,6 +57,20 @@ UNSENDABLE: dict[str, Callable[[str], Message]] = {
     "priority 10": lambda queue: a_message(queue, priority=10),
     "priority -1": lambda queue: a_message(queue, priority=-1),
     "a body of text": lambda queue: Message(new_id(), queue, "text"),  # type: ignore[arg-type]
+    "priority 4.5": lambda queue: a_message(queue, priority=4.5),  # type: ignore[arg-type]
+    "priority true": lambda queue: a_message(queue, priority=True),
+    "due at no time": lambda queue: Message(new_id(), queue, b"", due=math.nan),
+    "due at infinity": lambda queue: Message(new_id(), queue, b"", due=math.inf),
+    "due before all time": lambda queue: Message(new_id(), queue, b"", due=-math.inf),
+    "due in the year 3001": lambda queue: Message(new_id(), queue, b"", due=LATEST_TIME + 366 * 86_400),
+    "due at the largest number": lambda queue: Message(new_id(), queue, b"", due=1.7e308),
+    "due at a huge integer": lambda queue: Message(new_id(), queue, b"", due=10**400),
+    "due before 1970": lambda queue: Message(new_id(), queue, b"", due=-1.0),
+    "due at true": lambda queue: Message(new_id(), queue, b"", due=True),
+    "due at a text": lambda queue: Message(new_id(), queue, b"", due="soon"),  # type: ignore[arg-type]
+    "a header that is no number": lambda queue: a_message(queue, headers={"x": math.nan}),
+    "a header of infinity": lambda queue: a_message(queue, headers={"x": -math.inf}),
+    "a header of 65 bits": lambda queue: a_message(queue, headers={"x": 2**63}),
     "a header of a list": lambda queue: a_message(queue, headers={"list": ["x"]}),  # type: ignore[dict-item]
     "no id": lambda queue: Message("", queue, b""),
 }

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ekiden.errors import ConfigurationError, TransportClosed, TransportError
+from ekiden.message import STORED, Message, SettleOutcome, new_id
+from ekiden.options import MOST_IN_HAND
 from ekiden.testing.conformance.fixtures import (
     PATIENCE,
     TransportFixtures,
@@ -20,6 +22,7 @@ from ekiden.testing.conformance.fixtures import (
     settle,
 )
 from ekiden.testing.conformance.pace import assert_quick
+from ekiden.times import LATEST_TIME
 from ekiden.transport import Transport
 
 EARLY = 0.05
@@ -64,6 +67,16 @@ class Receiving(TransportFixtures):
         received = self.collect(first, 20) + self.collect(second, 20)
 
         assert sorted(ids(received)) == sorted(message.id for message in published)
+
+    def test_the_largest_prefetch_and_limit_are_taken(self, transport: Transport, queue: str) -> None:
+        transport.publish(numbered(queue, 10))
+        consumer = self.consume(transport, queue, prefetch=MOST_IN_HAND)
+
+        received = consumer.receive(MOST_IN_HAND, PATIENCE)
+        while len(received) < 10 and (more := consumer.receive(MOST_IN_HAND, PATIENCE)):
+            received += more
+
+        assert bodies(received) == [b"%d" % number for number in range(10)]
 
     def test_a_consumer_holds_no_more_than_its_prefetch(self, transport: Transport, queue: str) -> None:
         transport.publish(numbered(queue, 10))
@@ -369,6 +382,21 @@ class Delays(TransportFixtures):
         assert time.time() >= message.due - EARLY
         assert_quick(time.time() - message.due, SOON + transport.description.wakes_within)
         assert delivery.message == message
+
+    @pytest.mark.parametrize("due", [0.0, 1, LATEST_TIME - 1, LATEST_TIME], ids=["1970", "whole", "2999", "3000"])
+    def test_the_ends_of_time_disturb_nobody(self, transport: Transport, queue: str, due: float) -> None:
+        far, soon = Message(new_id(), queue, b"far", due=due), a_message(queue, b"soon", due_in=0.2)
+
+        assert transport.publish([far, soon]) == [STORED] * 2
+
+        consumer = self.consume(transport, queue)
+        expected = [soon] if due > time.time() else [far, soon]
+        deliveries = self.collect(consumer, len(expected))
+        assert {delivery.message.id: delivery.message.due for delivery in deliveries} == {
+            message.id: message.due for message in expected
+        }
+        assert set(settle(consumer, deliveries)) == {SettleOutcome.SETTLED}
+        self.assert_depth(transport, queue, ready=0, delayed=2 - len(expected))
 
     def test_none_of_many_delayed_messages_comes_early(self, transport: Transport, queue: str) -> None:
         messages = [a_message(queue, b"%d" % number, due_in=0.2 + number * 0.01) for number in range(50)]

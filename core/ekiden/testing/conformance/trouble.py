@@ -6,6 +6,7 @@ Each class needs something that only the plugin can do to its broker, and asks f
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from ekiden.message import (
     SettleOutcome,
     derived_id,
 )
+from ekiden.options import Publishing, PublishRetryPolicy
+from ekiden.publisher import Publisher
 from ekiden.testing.conformance.fixtures import (
     PATIENCE,
     TransportFixtures,
@@ -426,6 +429,40 @@ class BrokerRestartConformance(TransportFixtures):
         consumer = self.consume(transport, queue)
         received = self.collect_through_trouble(consumer, 100 if transport.description.survives_restart else 0)
         assert set(received) <= {message.id for message in published}
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
+    def test_what_is_published_over_a_restart_is_tried_until_it_is_stored(
+        self, transport: Transport, queue: str, restart_broker: Callable[[], None]
+    ) -> None:
+        publisher = Publisher(lambda: transport)
+        how = Publishing(120.0, PublishRetryPolicy())
+        sent: list[str] = []
+        over = threading.Event()
+
+        def publish_all_the_time() -> set[PublishOutcome]:
+            outcomes: set[PublishOutcome] = set()
+            while not over.is_set():
+                messages = numbered(queue, 2)
+                outcomes.update(answer.outcome for answer in publisher.publish(messages, how))
+                sent.extend(message.id for message in messages)
+            return outcomes
+
+        with ThreadPoolExecutor() as threads:
+            publishing = threads.submit(publish_all_the_time)
+            try:
+                eventually(lambda: len(sent) > 10, what="some are stored before")
+                restart_broker()
+                before = len(sent)
+                eventually(lambda: len(sent) > before + 10, what="some are stored after", within=120)
+            finally:
+                over.set()
+            outcomes = publishing.result()
+
+        assert outcomes <= {PublishOutcome.STORED, PublishOutcome.DUPLICATE}
+        if transport.description.survives_restart:
+            received = self.collect_through_trouble(self.consume(transport, queue), len(sent))
+            assert set(received) >= set(sent)
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)
