@@ -24,6 +24,10 @@ Options = TypeVar("Options", bound=msgspec.Struct)
 _PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 _LARGEST = 2**53
 """Where every number that a URL may say can be told from the next one."""
+_SAME_SCHEMES = {"pyamqp": "amqp", "valkey": "redis", "valkeys": "rediss"}
+"""Other names for a scheme: Celery's for a client library, Valkey's for the protocol that it shares with Redis."""
+
+_SOCKET_SCHEMES = {"redis+socket", "valkey+socket", "valkey+unix", "redis+unix"}
 _HIDDEN = r"\1***"
 
 
@@ -91,7 +95,11 @@ def parse_url(text: str) -> BrokerURL:
             f"{_shortened(text)!r} is not a broker URL: write it as scheme://..., for example sqlite:///tasks.db "
             "or redis://localhost:6379/0."
         )
-    scheme, _, variant = scheme_text.lower().partition("+")
+    scheme_text = scheme_text.lower()
+    scheme, _, variant = scheme_text.partition("+")
+    scheme = _SAME_SCHEMES.get(scheme, scheme)
+    if scheme_text in _SOCKET_SCHEMES:
+        scheme, variant = "unix", ""
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     credentials, at, hosts_text = authority.rpartition("@")

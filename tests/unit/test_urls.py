@@ -189,3 +189,22 @@ def test_no_url_shows_its_password(password: str) -> None:
 
     assert url.password == password
     assert "s3cret" not in str(url) + repr(url) + f"{url}" + f"{(url,)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "variant"),
+    [
+        ("valkey://localhost/1", "redis", None),
+        ("valkeys://localhost", "rediss", None),
+        ("valkey+socket:///run/valkey.sock", "unix", None),
+        ("redis+socket:///run/redis.sock", "unix", None),
+        ("valkey+cluster://a,b", "redis", "cluster"),
+        ("VALKEY://localhost", "redis", None),
+        ("pyamqp://guest@localhost//", "amqp", None),
+    ],
+)
+def test_other_names_of_a_scheme_are_known(text: str, scheme: str, variant: str | None) -> None:
+    url = parse_url(text)
+
+    assert (url.scheme, url.variant) == (scheme, variant)
+    assert url.text == text
