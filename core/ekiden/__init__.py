@@ -31,6 +31,19 @@ from ekiden.states import State
 from ekiden.task import Task
 from ekiden.taskset import TaskSet, shared_task
 
+
+def __getattr__(name: str) -> object:
+    """For a name of Celery's that is not here: an ImportError that says what to use instead.
+
+    It is no AttributeError, because ``from ekiden import name`` would replace that with a sentence of its own.
+    """
+    from ekiden.celery_names import MISSING  # only for a name that is not here
+
+    if f"celery:{name}" in MISSING:
+        raise ImportError(f"ekiden has no {name!r}: {MISSING[f'celery:{name}']}.")
+    raise AttributeError(f"module 'ekiden' has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 
 __all__ = [

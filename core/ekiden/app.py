@@ -43,8 +43,8 @@ from ekiden.modules import (
 )
 from ekiden.options import Policy, Sending, call_options, merge, policy
 from ekiden.publisher import Publisher
-from ekiden.request import Request, running
-from ekiden.results import AsyncResult, Backend, StoredResult
+from ekiden.request import Request, limits_of, running
+from ekiden.results import AsyncResult, Backend, StoredResult, known_sources
 from ekiden.routes import queues_named
 from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, only_settings, translated_setting
 from ekiden.signature import Signature, call_arguments
@@ -68,8 +68,11 @@ class Control:
     def __init__(self, app: Ekiden) -> None:
         self._app = app
 
-    def revoke(self, task_id: str | Sequence[str], *, terminate: bool = False) -> None:
-        """Have tasks not run when a worker claims them; with ``terminate``, end those that are running."""
+    def revoke(self, task_id: str | Sequence[str], *, terminate: bool = False, signal: str | None = None) -> None:
+        """Have tasks not run when a worker claims them; with ``terminate``, end those that are running.
+
+        ``signal`` is Celery's and changes nothing: a worker ends a body by the means of where it runs.
+        """
         self._app.revoke(task_id, terminate=terminate)
 
 
@@ -77,7 +80,8 @@ class Ekiden(TaskSet):
     """An app: tasks that are sent to one broker, and whose results one backend keeps.
 
     ``broker`` and ``backend`` are URLs; without a broker, a SQLite file in ``.ekiden/`` of the project; without a
-    backend, the broker's URL where it stores results, else ``rpc://``. Other settings are keyword arguments. Raises
+    backend, the broker's URL where it stores results, else ``rpc://``. ``task_cls``: the class of tasks that name no
+    ``base``, or where to import it from. Other settings are keyword arguments. Raises
     ConfigurationError for a URL whose scheme no installed plugin knows, and for settings that do not exist or fit.
 
     Used as ``with app:`` it closes what it opened at the end: for scripts and tests that must leave no connection or
@@ -91,10 +95,13 @@ class Ekiden(TaskSet):
         broker: str | None = None,
         backend: str | None = None,
         include: Sequence[str] = (),
+        task_cls: type[Task[..., Any]] | str | None = None,
         **settings: Any,
     ) -> None:
         caller = sys._getframe(1).f_globals
         super().__init__(name or str(caller.get("__name__", "ekiden")))
+        if task_cls is not None:
+            self.Task = _task_class(task_cls)
         self.made_in = str(caller.get("__name__"))
         self.project_root = project_root(caller.get("__file__"))
         self.conf = Settings()
@@ -118,9 +125,14 @@ class Ekiden(TaskSet):
         self.wants_replies: bool | None = None
         self._waiting: WaitingThread | None = None
         self._forget_after_fork()
+        known_sources.add(self)
 
     def __repr__(self) -> str:
         return f"<Ekiden {self.name}>"
+
+    def set_default(self) -> None:
+        """Have shared tasks (``@shared_task``) sent through this app."""
+        self.include_tasks(shared_task)
 
     # Tasks.
 
@@ -151,14 +163,21 @@ class Ekiden(TaskSet):
                 task_set.included_by(self)
 
     def autodiscover_tasks(
-        self, packages: Iterable[str] | Callable[[], Iterable[str]] | None = None, related_name: str = "tasks"
+        self,
+        packages: str | Iterable[str] | Callable[[], Iterable[str]] | None = None,
+        related_name: str | None = "tasks",
+        force: bool = False,
     ) -> None:
         """Have a worker import the module ``related_name`` of each package, where it exists, and include shared tasks.
 
-        Without ``packages``: of every installed Django app.
+        Without ``packages``: of every installed Django app; then Django's system checks are run, too, which import the
+        project's URLs and with them the tasks that only these know. ``related_name`` None: the packages themselves.
+        ``force``: import them now.
         """
         self.include_tasks(shared_task)
         self._discoveries.append(lambda: import_related(packages, related_name))
+        if force:
+            import_related(packages, related_name)
 
     def load_tasks(self) -> None:
         """Import the modules of the ``include`` setting and those to be discovered. Workers and the CLI call it.
@@ -365,7 +384,10 @@ class Ekiden(TaskSet):
         if task is None:
             raise NotRegistered(f"{call.task} is not a task of {self!r}, so it cannot be applied here.")
         task_policy = self.policy(task)
-        request = Request(call, message.queue, message.priority, 1, message.headers, _APPLIED_HERE, is_eager=True)
+        limits = limits_of(call, task_policy)
+        request = Request(
+            call, message.queue, message.priority, 1, message.headers, _APPLIED_HERE, is_eager=True, limits=limits
+        )
         if task.is_async:
             outcome = _run_coroutine(run_async(task, task_policy, request), task.name)
         else:
@@ -446,6 +468,17 @@ class Ekiden(TaskSet):
                     app._backend.forget_connections()
 
         os.register_at_fork(after_in_child=forget)
+
+
+def _task_class(given: type[Task[..., Any]] | str) -> type[Task[..., Any]]:
+    """The class that ``task_cls`` names. Raises ConfigurationError for what is none."""
+    found: object = given
+    if isinstance(given, str):
+        module, _, name = given.rpartition(".")
+        found = import_object(given if ":" in given else f"{module}:{name}", f"task_cls={given!r}")
+    if not isinstance(found, type) or not issubclass(found, Task):
+        raise ConfigurationError(f"task_cls={given!r}: it is {found!r}, not a subclass of ekiden.Task.")
+    return found
 
 
 def load_app(target: str) -> Ekiden:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, assert_never
 
 import msgspec
 
+from ekiden import hooks
 from ekiden.body_frames import (
     Answer,
     Ask,
@@ -68,7 +69,7 @@ from ekiden.options import Policy
 from ekiden.outcomes import Failed, Outcome
 from ekiden.plan import exit_text
 from ekiden.pools import is_users_code
-from ekiden.request import Request
+from ekiden.request import Request, limits_of
 from ekiden.safe_text import text_of
 from ekiden.spawning import deaf_to, end_with_parent, ignore_interrupts, obey
 
@@ -249,6 +250,7 @@ def main() -> None:
     except EkidenError as error:
         channel.tell(Unusable(str(error)))
         return
+    hooks.worker_process_init.send(None)
     channel.tell(Ready())
     while True:
         _tell_outcome(channel, _outcome_of_next(app, channel))
@@ -289,7 +291,10 @@ def execute(app: Ekiden, frame: Run) -> Outcome:
     if task is None:
         raise NotRegistered(f"{call.task} is a task in the worker, but not in its body process")
     policy = app.policy(task)
-    request = Request(call, message.queue, message.priority, frame.attempt, message.headers, frame.hostname)
+    limits = limits_of(call, policy)
+    request = Request(
+        call, message.queue, message.priority, frame.attempt, message.headers, frame.hostname, limits=limits
+    )
     if task.is_async:
         from ekiden.event_loop import run_coroutine  # asyncio takes 40 ms to import, and not every task is async
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 
@@ -189,7 +189,8 @@ class Retry(TaskPredicate):
     """Run the call once more later. Made and raised by ``self.retry(...)``.
 
     ``when``: seconds from now, or the aware datetime at which the next try is due. ``exc``: what went wrong, if
-    something did. ``args``/``kwargs``: what the next try is called with, if not the same as now.
+    something did. ``args``/``kwargs``: what the next try is called with, if not the same as now. ``options``: of
+    ``apply_async``, for the next try: ``queue``, ``priority``, ``expires``, ``headers``, limits, ``ignore_result``.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class Retry(TaskPredicate):
         *,
         args: tuple[Any, ...] | None = None,
         kwargs: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message, exc, when)
         self.message = message
@@ -207,6 +209,7 @@ class Retry(TaskPredicate):
         self.when = when
         self.new_args = args
         self.new_kwargs = kwargs
+        self.new_options = options
 
     def __str__(self) -> str:
         if self.message:

@@ -72,13 +72,14 @@ from ekiden.message import (
     derived_id,
     unsendable,
 )
-from ekiden.options import Policy, Sending
+from ekiden.options import Policy, Sending, call_options, check_call_options
 from ekiden.outcomes import (
     NULL,
     AlreadyEnded,
     Expired,
     Failed,
     Ignored,
+    NextTry,
     Outcome,
     Postponed,
     Rejected,
@@ -237,7 +238,8 @@ def _outcome_of(error: BaseException, policy: Policy, request: Request, now: flo
         case Ignore():
             return Ignored()
         case Reject():
-            return Rejected(cut(text_of(error.reason), policy.result_max_bytes // 4), bool(error.requeue))
+            reason = "" if error.reason is None else text_of(error.reason)
+            return Rejected(cut(reason, policy.result_max_bytes // 4), bool(error.requeue))
         case Terminated():
             return Revoked(terminated=True)
         case _MisfitError():
@@ -267,7 +269,23 @@ def _asked_for(retry: Retry, policy: Policy, request: Request, now: float) -> Re
         failure=None if retry.exc is None else _failure_of(retry.exc, policy),
         args=None if args is None else list(carried.args),
         kwargs=None if kwargs is None else dict(carried.kwargs),
+        options=None if not retry.new_options else _sent_with(retry.new_options, request, now),
     )
+
+
+_NEXT_TRY = tuple(each for each in NextTry.__struct_fields__)
+
+
+def _sent_with(options: Mapping[str, Any], request: Request, now: float) -> NextTry:
+    """What ``retry(queue=...)`` says of the next try. Raises ConfigurationError for what no call takes."""
+    checked = call_options(request.task, options)
+    check_call_options(request.task, checked)
+    for name in options:
+        if name not in _NEXT_TRY:
+            raise MisuseError(f"retry() takes {', '.join(_NEXT_TRY)} of a call's options, not {name!r}.")
+    said = {name: value for name, value in options.items() if name != "expires"}
+    seconds = seconds_until(checked.expires, now)
+    return NextTry(**said, expires=None if seconds is None else now + seconds)
 
 
 def finish(
@@ -442,7 +460,9 @@ def verdict(
         case Rejected(requeue=True):
             return Verdict(release=REQUEUE_DELAY)
         case Rejected(reason=reason):
-            return _failed(case, State.FAILURE, _failure(TaskRejected(f"rejected: {reason}")), keep=True)
+            return _failed(
+                case, State.FAILURE, _failure(TaskRejected(f"rejected: {reason}" if reason else "rejected")), keep=True
+            )
         case Expired():
             return _failed(case, State.EXPIRED, _failure(TaskExpired("expired before a worker could start it")))
         case Revoked(terminated=terminated):
@@ -561,6 +581,9 @@ def wanted_reply_queue(message: Message, call: Call, policy: Policy | None) -> s
     return reply_queue(message.headers) if keeps_result(unfenced, policy) else None
 
 
+_AS_THIS_ONE = NextTry()
+
+
 def _next_try(message: Message, call: Call, outcome: Retried, context: Context) -> Message:
     again = msgspec.structs.replace(
         call,
@@ -571,12 +594,20 @@ def _next_try(message: Message, call: Call, outcome: Retried, context: Context) 
         eta=outcome.due,
         fenced=True,
     )
+    options = outcome.options or _AS_THIS_ONE
+    again = msgspec.structs.replace(
+        again,
+        expires=again.expires if options.expires is None else options.expires,
+        ignore_result=again.ignore_result if options.ignore_result is None else options.ignore_result,
+        time_limit=options.time_limit or again.time_limit,
+        soft_time_limit=options.soft_time_limit or again.soft_time_limit,
+    )
     return Message(
         derived_id(message.id, "retry"),
-        message.queue,
+        options.queue or message.queue,
         encode_call(again),
-        message.headers,
-        message.priority,
+        {**message.headers, **options.headers} if options.headers else message.headers,
+        message.priority if options.priority is None else options.priority,
         outcome.due if outcome.due > context.now else None,
     )
 

@@ -37,22 +37,34 @@ class Signal:
         self.meaning = meaning
         self.fields = fields
         self.receivers: tuple[tuple[Receiver, Any], ...] = ()
+        self._uids: dict[Any, tuple[Receiver, Any]] = {}
         self._changing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Signal {self.name}({', '.join(self.fields)})>"
 
     @overload
-    def connect(self, receiver: AnyReceiver, sender: Any = None) -> AnyReceiver: ...
+    def connect(
+        self, receiver: AnyReceiver, sender: Any = None, weak: bool = ..., dispatch_uid: Any = ...
+    ) -> AnyReceiver: ...
     @overload
-    def connect(self, receiver: None = None, sender: Any = None) -> Callable[[AnyReceiver], AnyReceiver]: ...
-    def connect(self, receiver: Any = None, sender: Any = None) -> Any:
-        """Call ``receiver`` from now on, for one ``sender`` or (None) for all. Also a decorator."""
+    def connect(
+        self, receiver: None = None, sender: Any = None, weak: bool = ..., dispatch_uid: Any = ...
+    ) -> Callable[[AnyReceiver], AnyReceiver]: ...
+    def connect(self, receiver: Any = None, sender: Any = None, weak: bool = False, dispatch_uid: Any = None) -> Any:
+        """Call ``receiver`` from now on, for one ``sender`` or (None) for all. Also a decorator.
+
+        ``dispatch_uid``: of several receivers that are connected under the same one, the first counts. ``weak`` is
+        Celery's and changes nothing: a receiver stays connected until ``disconnect``.
+        """
         if receiver is None:
-            return lambda function: self.connect(function, sender)
+            return lambda function: self.connect(function, sender, weak, dispatch_uid)
         with self._changing:
-            if (receiver, sender) not in self.receivers:
+            known = dispatch_uid is not None and dispatch_uid in self._uids
+            if not known and (receiver, sender) not in self.receivers:
                 self.receivers = (*self.receivers, (receiver, sender))
+                if dispatch_uid is not None:
+                    self._uids[dispatch_uid] = (receiver, sender)
         return receiver
 
     def disconnect(self, receiver: Receiver, sender: Any = None) -> bool:
@@ -61,6 +73,7 @@ class Signal:
             left = tuple(each for each in self.receivers if each != (receiver, sender))
             found = len(left) != len(self.receivers)
             self.receivers = left
+            self._uids = {uid: each for uid, each in self._uids.items() if each in left}
         return found
 
     def send(self, from_sender: Any, **fields: Any) -> None:
@@ -91,6 +104,26 @@ task_failure = Signal(
 )
 task_retry = Signal("task_retry", "A call will be tried again.", ("request", "reason", "einfo"))
 task_revoked = Signal("task_revoked", "A call was revoked or has expired.", ("request", "terminated", "expired"))
+task_received = Signal("task_received", "A worker has a message in hand whose body it is to run.", ("request",))
+worker_init = Signal("worker_init", "A worker process is about to start.", ())
+worker_process_init = Signal(
+    "worker_process_init", "A process that will run bodies has loaded the app: a worker's, or a body's.", ()
+)
+worker_process_shutdown = Signal("worker_process_shutdown", "A worker process is about to end.", ("pid", "exitcode"))
+worker_shutdown = Signal("worker_shutdown", "A worker process has stopped.", ())
+setup_logging = Signal(
+    "setup_logging",
+    "Logging is about to be configured; with a receiver, ekiden leaves it alone.",
+    ("loglevel", "logfile", "format", "colorize"),
+)
+after_setup_logger = Signal(
+    "after_setup_logger", "Logging has been configured.", ("logger", "loglevel", "logfile", "format", "colorize")
+)
+after_setup_task_logger = Signal(
+    "after_setup_task_logger",
+    "The same, of the logger of tasks.",
+    ("logger", "loglevel", "logfile", "format", "colorize"),
+)
 worker_ready = Signal("worker_ready", "A worker process has started to receive.", ())
 worker_shutting_down = Signal("worker_shutting_down", "A worker process has begun to stop.", ())
 
@@ -103,8 +136,16 @@ ALL = (
     task_failure,
     task_retry,
     task_revoked,
+    task_received,
+    worker_init,
+    worker_process_init,
     worker_ready,
     worker_shutting_down,
+    worker_process_shutdown,
+    worker_shutdown,
+    setup_logging,
+    after_setup_logger,
+    after_setup_task_logger,
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ekiden import hooks
 from ekiden.request import running
 from ekiden.safe_text import indented_below, printable_json, storable
 
@@ -15,7 +16,14 @@ _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Add a handler to the root logger, unless it has one: ``log_format`` is ``text`` or ``json``."""
+    """Add a handler to the root logger, unless it has one: ``log_format`` is ``text`` or ``json``.
+
+    A receiver of ``setup_logging`` does it instead.
+    """
+    told = {"loglevel": getattr(logging, level.upper()), "logfile": None, "format": log_format, "colorize": False}
+    if hooks.setup_logging.receivers:
+        hooks.setup_logging.send(None, **told)
+        return
     root = logging.getLogger()
     if root.handlers:
         return
@@ -24,6 +32,13 @@ def configure_logging(level: str, log_format: str) -> None:
     handler.addFilter(add_task)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    hooks.after_setup_logger.send(None, logger=root, **told)
+    hooks.after_setup_task_logger.send(None, logger=get_task_logger("ekiden.task"), **told)
+
+
+def get_task_logger(name: str) -> logging.Logger:
+    """``logging.getLogger(name)``: a record of any logger that is written in a body carries the task's id and name."""
+    return logging.getLogger(name)
 
 
 def add_task(record: logging.LogRecord) -> bool:

@@ -102,14 +102,35 @@ def public_values(source: object) -> dict[str, object]:
     }
 
 
-def import_related(packages: Iterable[str] | Callable[[], Iterable[str]] | None, related_name: str) -> None:
+def import_related(
+    packages: str | Iterable[str] | Callable[[], Iterable[str]] | None, related_name: str | None
+) -> None:
+    """Import a module of each package, where it exists; without ``packages``, of Django's apps, and run its checks."""
+    of_django = packages is None
     if packages is None:
         packages = _django_apps()
+    elif isinstance(packages, str):
+        packages = [packages]
     for package in packages() if callable(packages) else packages:
         parent = import_module(package, "autodiscover_tasks()")
+        if related_name is None or not hasattr(parent, "__path__"):
+            continue  # a module has no others in it
         name = f"{parent.__name__}.{related_name}"
         if importlib.util.find_spec(name) is not None:
             import_module(name, "autodiscover_tasks()")
+    if of_django:
+        _run_django_checks()
+
+
+def _run_django_checks() -> None:
+    """Import what Django's checks import (URLs, admin): tasks may be declared in what only these know of."""
+    checks = import_module("django.core.checks", "autodiscover_tasks()")
+    try:
+        checks.run_checks()
+    except Exception as error:
+        raise ConfigurationError(
+            f"autodiscover_tasks(): Django's checks fail: {type(error).__name__}: {error}; see manage.py check."
+        ) from error
 
 
 def _django_apps() -> list[str]:

@@ -80,12 +80,10 @@ _TASK_INSTEAD = {
     "exchange": "queue=",
     "routing_key": "queue=",
     "store_errors_even_if_ignored": "nothing: failed calls are kept in the dead letters",
-    "retry_kwargs": "max_retries= and default_retry_delay=",
     "send_events": "nothing: see ekiden.signals",
     "retries": "max_retries=",
     "retry": "max_retries= and autoretry_for=",
     "timeout": "time_limit=",
-    "pydantic": "nothing: arguments are converted by their annotations",
     "backend": "result_backend of the app",
     "trail": "nothing: results always know their children",
 }
@@ -96,6 +94,7 @@ def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions
 
     Celery's ``acks_late`` is taken, because it means the same as ``acks``.
     """
+    given = _celerys_taken(task_name, given)
     if "acks_late" in given:
         others = {name: value for name, value in given.items() if name != "acks_late"}
         given = {**others, "acks": "late" if given["acks_late"] else "early"}
@@ -120,6 +119,22 @@ def declared_options(task_name: str, given: Mapping[str, object]) -> TaskOptions
     if options.rate_limit is not UNSET and options.rate_limit is not None:
         rate_per_second(options.rate_limit)
     return options
+
+
+def _celerys_taken(task_name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Options of Celery's that say what ekiden has under another name, or does anyway."""
+    options = dict(given)
+    for name in ("pydantic", "pydantic_context", "pydantic_strict", "pydantic_dump_kwargs", "trail"):
+        options.pop(name, None)  # arguments are converted by their annotations anyway
+    if options.get("serializer") in {"json", None}:
+        options.pop("serializer", None)
+    if options.get("reject_on_worker_lost") in {True, None}:
+        options.pop("reject_on_worker_lost", None)  # a message always comes back when its worker dies
+    retry = options.pop("retry_kwargs", None) or {}
+    if not isinstance(retry, Mapping) or not set(retry) <= {"max_retries", "countdown"}:
+        raise ConfigurationError(f"task {task_name}: retry_kwargs takes max_retries and countdown, not {retry!r}.")
+    renamed = {"max_retries": "max_retries", "countdown": "default_retry_delay"}
+    return {**{renamed[name]: value for name, value in retry.items()}, **options}
 
 
 def read_annotations(given: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Annotations:

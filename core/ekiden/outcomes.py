@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ekiden.codec import FailureRecord
+from ekiden.message import HeaderValue
 from ekiden.times import Moment, Seconds
 
 NULL = msgspec.Raw(b"null")
@@ -28,6 +29,18 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     runtime: float | None = None
 
 
+class NextTry(msgspec.Struct, frozen=True):
+    """What the next try is sent with, where the body says so; None is as this one. ``expires``: since the epoch."""
+
+    queue: str | None = None
+    priority: int | None = None
+    expires: float | None = None
+    headers: dict[str, HeaderValue] | None = None
+    ignore_result: bool | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+
+
 class Retried(msgspec.Struct, frozen=True, tag=True):
     """There is to be one more try at ``due`` (seconds since the epoch), with other arguments if some are given."""
 
@@ -35,6 +48,7 @@ class Retried(msgspec.Struct, frozen=True, tag=True):
     failure: FailureRecord | None = None
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = None
+    options: NextTry | None = None
     children: tuple[str, ...] = ()
     runtime: float | None = None
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ekiden.message import HeaderValue
+from ekiden.options import Policy
 from ekiden.replies import reply_queue
 from ekiden.signature import Call
 
@@ -29,6 +30,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     hostname: str | None = None
     called_directly: bool = False
     is_eager: bool = False
+    limits: tuple[float | None, float | None] = (None, None)
 
     @property
     def id(self) -> str:
@@ -72,8 +74,33 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def timelimit(self) -> tuple[float | None, float | None]:
-        """The hard and the soft time limit in seconds, as far as this call said so."""
-        return (self.call.time_limit, self.call.soft_time_limit)
+        """The hard and the soft time limit in seconds: the call's own, else the task's, else the setting's."""
+        return self.limits
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds after which the body is ended."""
+        return self.limits[0]
+
+    @property
+    def soft_time_limit(self) -> float | None:
+        """Seconds after which SoftTimeLimitExceeded is raised in the body."""
+        return self.limits[1]
+
+    @property
+    def argsrepr(self) -> str:
+        """The positional arguments as text."""
+        return repr(tuple(self.call.args))
+
+    @property
+    def kwargsrepr(self) -> str:
+        """The keyword arguments as text."""
+        return repr(dict(self.call.kwargs))
+
+    @property
+    def ignore_result(self) -> bool | None:
+        """Whether the call said that its result is not to be stored; None where it said nothing."""
+        return self.call.ignore_result
 
     @property
     def root_id(self) -> str:
@@ -99,6 +126,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
             "priority": self.priority,
             "redelivered": self.attempt > 1,
         }
+
+
+def limits_of(call: Call, policy: Policy) -> tuple[float | None, float | None]:
+    """The hard and the soft time limit of a call, in seconds: its own, else its task's."""
+    return (call.time_limit or policy.time_limit, call.soft_time_limit or policy.soft_time_limit)
 
 
 MOST_CHILDREN = 1000

@@ -7,6 +7,7 @@ for each. The conformance kit (``ekiden.testing.conformance``) checks what the d
 from __future__ import annotations
 
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 import msgspec
 
 from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
-from ekiden.errors import BackendRefused, ResultTimeout, TaskError
+from ekiden.errors import BackendRefused, MisuseError, ResultTimeout, TaskError
 from ekiden.loggers import safe_logger
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 from ekiden.times import checked_timeout
@@ -279,8 +280,22 @@ _MAYBE_LOST = (
 )
 
 
+known_sources: weakref.WeakSet[ResultSource] = weakref.WeakSet()
+"""The apps of this process, so that ``AsyncResult(id)`` finds the one there is."""
+
+
+def _only_source() -> ResultSource:
+    sources = list(known_sources)
+    if len(sources) == 1:
+        return sources[0]
+    there = "there is none" if not sources else f"there are {len(sources)}"
+    raise MisuseError(f"AsyncResult(id) asks the app of this process, and {there}: write app.AsyncResult(id).")
+
+
 class AsyncResult(Generic[R_co]):
     """The result of a task, now or later. ``get()`` or ``await`` it.
+
+    Made by sending a call, by ``app.AsyncResult(id)``, or by ``AsyncResult(id)`` where the process has one app.
 
     Asking costs a trip to the backend; a final state is remembered and asked for once. Of a call whose result is
     ``ignored`` nothing is ever stored: ``get()`` and ``await`` give None at once.
@@ -289,7 +304,7 @@ class AsyncResult(Generic[R_co]):
     def __init__(
         self,
         id: str,  # noqa: A002
-        app: ResultSource,
+        app: ResultSource | None = None,
         *,
         parent: AsyncResult[Any] | None = None,
         ignored: bool = False,
@@ -297,7 +312,7 @@ class AsyncResult(Generic[R_co]):
         self.id = id
         self.parent = parent
         self.ignored = ignored
-        self._source = app
+        self._source = app if app is not None else _only_source()
         self._final: StoredResult | None = None
 
     def __repr__(self) -> str:
@@ -387,16 +402,27 @@ class AsyncResult(Generic[R_co]):
         """Whether it has failed for good."""
         return self.state == State.FAILURE
 
-    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R_co:
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        *,
+        allow_join: bool = False,
+        disable_sync_subtasks: bool = True,
+    ) -> R_co:
         """Wait for the result and return it.
 
         Raises what the task raised (unless ``propagate`` is False: then it is returned), TaskRevoked or TaskExpired
         for what never ran, and ResultTimeout after ``timeout`` seconds; 0 or less asks once. Inside a task it raises
         MisuseError unless ``allow_join``: tasks that wait for tasks can fill a worker and wait for ever.
+
+        ``disable_sync_subtasks=False`` is Celery's way to say ``allow_join=True``; ``interval`` needs no value, since
+        nothing polls.
         """
         if self.ignored:
             return cast("R_co", None)
-        self._source.check_may_wait(allow_join)
+        self._source.check_may_wait(allow_join or not disable_sync_subtasks)
         value: R_co = self._returned(self._waited(timeout), propagate)
         return value
 
@@ -449,8 +475,11 @@ class AsyncResult(Generic[R_co]):
         self._source.opened_backend().forget([self.id])
         self._final = None
 
-    def revoke(self, *, terminate: bool = False) -> None:
-        """Have it not run; with ``terminate``, end it if it is running."""
+    def revoke(self, *, terminate: bool = False, signal: str | None = None) -> None:
+        """Have it not run; with ``terminate``, end it if it is running.
+
+        ``signal`` is Celery's and changes nothing: a worker ends a body by the means of where it runs.
+        """
         self._source.revoke(self.id, terminate=terminate)
 
     def maybe_throw(self) -> Any:
@@ -523,7 +552,15 @@ class EagerResult(AsyncResult[R_co]):
         super().__init__(id, app)
         self._final = stored
 
-    def get(self, timeout: float | None = None, *, propagate: bool = True, allow_join: bool = False) -> R_co:
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float | None = None,
+        *,
+        allow_join: bool = False,
+        disable_sync_subtasks: bool = True,
+    ) -> R_co:
         """What it returned, or raise what it raised; never waits."""
         assert self._final is not None
         value: R_co = self._returned(self._final, propagate)
@@ -532,5 +569,5 @@ class EagerResult(AsyncResult[R_co]):
     def forget(self) -> None:
         """Nothing is stored of it."""
 
-    def revoke(self, *, terminate: bool = False) -> None:
+    def revoke(self, *, terminate: bool = False, signal: str | None = None) -> None:
         """It has run already."""

@@ -9,6 +9,9 @@ A signature made by a task remembers its sender, which never enters a message; o
 
 from __future__ import annotations
 
+import dis
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, overload
@@ -143,16 +146,19 @@ class Signature(msgspec.Struct, frozen=True):
         )
 
     def set(self, *, immutable: bool | None = None, **options: Any) -> Signature:
-        """A copy with these options over its own."""
+        """A copy with these options over its own. Warns where the copy is dropped: Celery changes it in place."""
+        _warn_if_dropped("set")
         changed = self if immutable is None else msgspec.structs.replace(self, immutable=immutable)
         return msgspec.structs.replace(changed, options={**self.options, **options})
 
     def link(self, *signatures: Signature) -> Signature:
-        """A copy that calls ``signatures``, too, with its result when it succeeded."""
+        """A copy that calls ``signatures``, too, with its result when it succeeded. Warns where it is dropped."""
+        _warn_if_dropped("link")
         return msgspec.structs.replace(self, on_success=(*self.on_success, *signatures))
 
     def link_error(self, *signatures: Signature) -> Signature:
-        """A copy that calls ``signatures``, too, with its task id when it failed."""
+        """A copy that calls ``signatures``, too, with its task id when it failed. Warns where it is dropped."""
+        _warn_if_dropped("link_error")
         return msgspec.structs.replace(self, on_error=(*self.on_error, *signatures))
 
     @property
@@ -192,6 +198,23 @@ class Signature(msgspec.Struct, frozen=True):
             immutable=self.immutable,
             on_success=tuple(each.step(now) for each in self.links),
             on_error=tuple(each.step(now) for each in self.error_links),
+        )
+
+
+_POP_TOP, _CACHE = dis.opmap["POP_TOP"], dis.opmap.get("CACHE", 0)
+
+
+def _warn_if_dropped(method: str) -> None:
+    """Warn if the caller of a signature's method drops what it returns: the instruction after the call says so."""
+    caller = sys._getframe(2)
+    code, at = caller.f_code.co_code, caller.f_lasti + 2
+    while at < len(code) and code[at] == _CACHE:
+        at += 2
+    if at < len(code) and code[at] == _POP_TOP:
+        warnings.warn(
+            f"signatures do not change: {method}() returns a changed copy, which is dropped here; write "
+            f"signature = signature.{method}(...).",
+            stacklevel=3,
         )
 
 

@@ -55,6 +55,8 @@ from ekiden.states import State
 from ekiden.times import shown
 from ekiden.transport import Transport
 
+NO_OPTIONS = TaskOptions()
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -89,6 +91,10 @@ class TaskApp(ResultSource, Sender, Protocol):
         ...
 
 
+def _of_no_app(task_name: str) -> TaskApp:
+    raise MisuseError(f"{task_name} belongs to no app: app.register_task() declares it.")
+
+
 class Task(Generic[P, R]):
     """A task of one app. Subclass it, and declare with ``base=``, to add handlers or attributes.
 
@@ -100,13 +106,15 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., Any] | None = None,
         *,
-        name: str,
-        options: TaskOptions,
-        bind: bool,
-        find_app: Callable[[str], TaskApp],
+        name: str = "",
+        options: TaskOptions = NO_OPTIONS,
+        bind: bool = False,
+        find_app: Callable[[str], TaskApp] = _of_no_app,
     ) -> None:
+        if function is None:
+            return  # an object of a class with a run method: register_task() makes a task of it
         self.name = name
         self.options = options
         self.bind = bind
@@ -379,11 +387,13 @@ class Task(Generic[P, R]):
         eta: datetime | None = None,
         countdown: float | None = None,
         max_retries: int | UnsetType | None = UNSET,
+        **options: Any,
     ) -> NoReturn:
         """End this try and have one more: ``raise self.retry(exc=error)``, or without the ``raise``, which reads worse.
 
         ``countdown``: seconds until then; else the task's backoff or ``default_retry_delay`` says. ``args``/``kwargs``:
-        what the next try is called with instead. When no tries are left ``exc`` is raised, or
+        what the next try is called with instead; ``options`` of ``apply_async`` (``queue``, ``priority``, ``expires``,
+        ...): how it is sent instead. When no tries are left ``exc`` is raised, or
         MaxRetriesExceededError. With ``throw=False`` the Retry is returned for the body to raise.
         """
         request = self.request
@@ -406,6 +416,7 @@ class Task(Generic[P, R]):
             when=when,
             args=None if args is None else tuple(args),
             kwargs=None if kwargs is None else dict(kwargs),
+            options=options,
         )
         if throw:
             raise retry from exc
@@ -646,10 +657,11 @@ def _check_and_note(messages: Sequence[Message], answers: Sequence[Published]) -
 
 
 def _signal(signal: hooks.Signal, message: Message) -> None:
+    task_name = msgspec.json.decode(message.body)["task"]
     signal.send(
-        msgspec.json.decode(message.body)["task"],
+        task_name,
         body=message.body,
-        headers=message.headers,
+        headers={**message.headers, "id": message.id, "task": task_name},
         routing_key=message.queue,
         eta=message.due,
         task_id=message.id,

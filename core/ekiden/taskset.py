@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from ekiden.errors import ConfigurationError, MisuseError
@@ -32,6 +32,7 @@ class TaskSet:
 
     def __init__(self, name: str = "tasks") -> None:
         self.name = name
+        self.Task: type[Task[..., Any]] = Task
         self._tasks: dict[str, Task[..., Any]] = {}
         self._apps: weakref.WeakSet[IncludingApp] = weakref.WeakSet()
 
@@ -67,15 +68,16 @@ class TaskSet:
         """Declare a function to be a task; as ``@task`` or ``@task(...)``. Returns a Task.
 
         ``name``: else the module's and the function's. ``bind``: the function's first parameter is the task itself.
-        ``base``: a subclass of Task; attributes of it that are named like options are the defaults of these. The other
-        options are those of TaskOptions. Raises ConfigurationError for an option that does not exist or fit, and for a
-        name that another function has.
+        ``base``: a subclass of Task (else the attribute ``Task``); attributes of it that are named like options are the
+        defaults of these. The other options are those of TaskOptions. Raises ConfigurationError for an option that does
+        not exist or fit, for what no worker could run, and for a name that another function has.
         """
         if function is None:
             return lambda declared: self.task(declared, name=name, bind=bind, base=base, **options)  # type: ignore[call-overload]
         _check_function(function, name)
         task_name = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
-        kind = base or (AsyncTask if inspect.iscoroutinefunction(function) else Task)
+        own = self.Task if self.Task is not Task else None
+        kind = base or own or (AsyncTask if inspect.iscoroutinefunction(function) else Task)
         of_class = options_of_class(kind, Task)
         declared = declared_options(task_name, {**of_class, **options})
         task = kind(function, name=task_name, options=declared, bind=bind, find_app=self._find_app)
@@ -85,6 +87,25 @@ class TaskSet:
         task.parameters.check_declared(task_name)
         self._add(task)
         return task
+
+    def register_task(self, task: Task[..., Any] | type[Task[..., Any]], **options: Any) -> Task[..., Any]:
+        """Declare a class with a ``run`` method, or an object of it, to be a task; returns the object.
+
+        Its attributes that are named like options are its options, ``name`` its name. Raises ConfigurationError as
+        ``task`` does.
+        """
+        made = task() if isinstance(task, type) else task
+        kind = type(made)
+        run = vars(kind).get("run") or getattr(kind, "run", None)
+        if run is None:
+            raise ConfigurationError(f"{kind.__qualname__} has no run method for a worker to call.")
+        name = options.pop("name", None) or getattr(kind, "name", None) or f"{_module_name(run)}.{kind.__qualname__}"
+        declared = declared_options(name, {**options_of_class(kind, Task), **options})
+        Task.__init__(made, MethodType(run, made), name=name, options=declared, bind=False, find_app=self._find_app)
+        _check_where_it_runs(made)
+        made.parameters.check_declared(name)
+        self._add(made)
+        return made
 
     __call__ = task
     """The same as ``task``, so that ``@shared_task`` works as a decorator."""

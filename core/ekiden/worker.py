@@ -46,7 +46,7 @@ from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery
 from ekiden.options import Policy, check_limits
 from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
-from ekiden.plan import WorkerOptions, unique_name
+from ekiden.plan import EXIT_UNCLEAN, WorkerOptions, unique_name
 from ekiden.ratelimit import RateLimiter
 from ekiden.request import Request
 from ekiden.results import Backend, BeginOutcome, Start, each_apart
@@ -164,6 +164,8 @@ class Worker:
         the broker cannot be reached at start.
         """
         app = self._app
+        hooks.worker_init.send(self.name)
+        hooks.worker_process_init.send(self.name)
         opened = app.opened_backend()
         backend = opened if opened.stores else None
         self._control = ears = ControlListener(app, backend, self._held, self._terminate, failed=self.fail)
@@ -327,6 +329,8 @@ class Worker:
         settler.close()
         ears.close()  # until now this worker had its name
         consumer.close()
+        hooks.worker_process_shutdown.send(self.name, pid=os.getpid(), exitcode=0 if clean else EXIT_UNCLEAN)
+        hooks.worker_shutdown.send(self.name)
         logger.info("%s has stopped%s", self.name, "" if clean else "; tasks that were running come back")
         return clean
 
@@ -469,6 +473,8 @@ class _Receiver:
         for job in jobs:
             if job.outcome is None:
                 starting.append(job)
+                if hooks.task_received.receivers and job.work is not None:
+                    hooks.task_received.send(job.work.task, request=job.work.request)
             else:
                 self._settler.end(job)
         self._runner.submit(starting)
@@ -489,7 +495,15 @@ class _Receiver:
         policy = self._policies.get(call.task)
         if policy is None:
             policy = self._policies[call.task] = self._worker.policy(task)
-        request = Request(call, message.queue, message.priority, delivery.attempt, message.headers, self._worker.name)
+        request = Request(
+            call,
+            message.queue,
+            message.priority,
+            delivery.attempt,
+            message.headers,
+            self._worker.name,
+            limits=(call.time_limit or policy.time_limit, call.soft_time_limit or policy.soft_time_limit),
+        )
         work = Work(call, task, policy, request)
         job = Job(delivery, taken=taken, call=call, work=work)
         if call.expires is not None and call.expires <= now:

@@ -31,7 +31,7 @@ app.conf.task_routes = make_routes()
 app.conf.result_expires = compute()
 
 
-@app.task(bind=True, max_retries=3, serializer="json")
+@app.task(bind=True, max_retries=3, compression="gzip")
 def add(self, x, y):
     return x + y
 
@@ -98,7 +98,7 @@ def test_each_thing_of_celerys_is_told_with_its_place_and_fate(project: Path) ->
         "   14  missing  the setting task_time_limt: ekiden has no setting 'task_time_limt'; did you mean",
         "   15  stays    the setting task_routes: ",
         "   16  stays    the setting result_expires: ",
-        "   19  missing  serializer= of add: ",
+        "   19  missing  compression= of add: ",
         "   26  missing  routing_key= of a call: the call: there is no call option 'routing_key': write queue=.",
         "   27  missing  app.control.inspect(): ",
         "    2  stays    the setting CELERY_BROKER_URL: ",
