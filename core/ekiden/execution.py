@@ -94,7 +94,7 @@ from ekiden.request import MOST_CHILDREN, Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
 from ekiden.safe_text import cut, storable, text_of, traceback_text
-from ekiden.signature import Call, Step, due_of_retry, follow_up_id
+from ekiden.signature import Call, Step, due_of_retry, follow_up_id, seconds_until
 from ekiden.states import State
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _asked_for(retry: Retry, policy: Policy, request: Request, now: float) -> Re
     )
 
 
-_NEXT_TRY = tuple(each for each in NextTry.__struct_fields__)
+_NEXT_TRY = NextTry.__struct_fields__
 
 
 def _sent_with(options: Mapping[str, Any], request: Request, now: float) -> NextTry:
