@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
 import msgspec
 
 from ekiden import hooks
-from ekiden.request import running
 from ekiden.safe_text import indented_below, printable_json, storable
 
 _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
@@ -43,7 +43,8 @@ def get_task_logger(name: str) -> logging.Logger:
 
 def add_task(record: logging.LogRecord) -> bool:
     """Give a record ``task_id`` and ``task_name``: of the task in whose body it was logged, or empty."""
-    execution = running.get()
+    request = sys.modules.get("ekiden.request")  # a supervisor logs, too, and runs no bodies
+    execution = None if request is None else request.running.get()
     record.task_id = "" if execution is None else execution.request.id
     record.task_name = "" if execution is None else execution.request.task
     return True

@@ -441,7 +441,9 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 def paths(group: click.Group, path: str = "ekiden") -> Iterator[str]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         yield f"{path} {name}"
         if isinstance(command, click.Group):
             yield from paths(command, f"{path} {name}")

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import click
 
 from ekiden import __version__
 from ekiden.cli import celery_words
-from ekiden.cli.calls import call, result, revoke
-from ekiden.cli.completion import completion
-from ekiden.cli.dead import dead
-from ekiden.cli.demo import demo
-from ekiden.cli.diagnosis import doctor, explain, transports
-from ekiden.cli.port import port
-from ekiden.cli.queues import purge, queues
 from ekiden.cli.target import AppTarget
-from ekiden.cli.worker import worker
 from ekiden.errors import EkidenError
 from ekiden.safe_text import indented_below, text_of
 
+_MODULES = {
+    "call": "calls",
+    "completion": "completion",
+    "dead": "dead",
+    "demo": "demo",
+    "doctor": "diagnosis",
+    "explain": "diagnosis",
+    "port": "port",
+    "purge": "queues",
+    "queues": "queues",
+    "result": "calls",
+    "revoke": "calls",
+    "transports": "diagnosis",
+    "worker": "worker",
+}
+"""Each command, and the module that has it under its name."""
+
 
 class Commands(click.Group):
-    """Says what ekiden refuses in one sentence. Anything else is a bug, and keeps its traceback."""
+    """Says what ekiden refuses in one sentence. Anything else is a bug, and keeps its traceback.
+
+    A command's module is imported when the command is asked for: ``ekiden worker`` needs no other one.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in _MODULES:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(importlib.import_module(f"ekiden.cli.{_MODULES[cmd_name]}"), cmd_name)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -55,10 +79,6 @@ def ekiden(app: str | None) -> None:  # AppCommand reads ``app``
     ekiden explain shop:app add                           what happens to such a call, step by step
     ekiden doctor shop:app                                what is wrong, if something is
     """
-
-
-for command in (worker, call, result, revoke, queues, purge, dead, transports, explain, doctor, port, completion, demo):
-    ekiden.add_command(command)
 
 
 def main() -> None:

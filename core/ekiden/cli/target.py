@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
-from ekiden.app import Ekiden, load_app
 from ekiden.errors import EkidenError
+
+if TYPE_CHECKING:
+    from ekiden.app import Ekiden
 
 _APP_OPTIONS = ["-A", "--app"]
 _NOT_SEARCHED = {"node_modules", "site-packages", "tests", "venv", "build", "dist"}
@@ -135,6 +137,8 @@ def _apps_assigned(tree: ast.Module) -> Iterator[str]:
 
 def _named_app(ctx: click.Context) -> Ekiden | None:
     """The app of the command line that is being completed; None while it names none that can be loaded."""
+    from ekiden.app import load_app  # the app and all that belongs to it, which a worker's supervisor does not need
+
     target = ctx.params.get("target")
     if not target:
         return None
