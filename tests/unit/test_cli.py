@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from textwrap import dedent
@@ -70,6 +72,16 @@ class Shop:
         assert result.exit_code == code, result.output
         return result
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A worker in a process of its own: the command closes its app, which is the same object in this process."""
+        command = [sys.executable, "-m", "ekiden", "worker", self.target, "--processes", "1"]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+            try:
+                yield
+            finally:
+                worker.terminate()
+
     def json(self, *arguments: object) -> Any:
         return json.loads(self.run(*arguments, "--json").stdout)
 
@@ -130,15 +142,15 @@ def test_a_call_can_go_elsewhere(shop: Shop) -> None:
 
 
 def test_call_waits_for_the_result_and_prints_it_as_json(shop: Shop) -> None:
-    with shop.app.worker():
-        waited = shop.run("call", shop.target, "add", "--args", "[1, 2]", "--wait", "10")
+    with shop.working():
+        waited = shop.run("call", shop.target, "add", "--args", "[1, 2]", "--wait", "30")
 
     assert waited.stdout == "3\n"
 
 
 def test_a_task_that_fails_is_told_on_standard_error(shop: Shop) -> None:
-    with shop.app.worker():
-        failed = shop.run("call", shop.target, "boom", "--args", '["broken"]', "--wait", "10", code=1)
+    with shop.working():
+        failed = shop.run("call", shop.target, "boom", "--args", '["broken"]', "--wait", "30", code=1)
 
     assert failed.stdout == ""
     assert "ended as FAILURE: ValueError: broken" in failed.stderr
@@ -322,7 +334,7 @@ ODD_VALUES: list[HeaderValue] = [
 def test_dead_letters_are_listed_shown_and_sent_back_whatever_their_headers_say(shop: Shop, value: HeaderValue) -> None:
     names = ["reason", "error", "attempts", "at", "queue"]
     headers: dict[str, HeaderValue] = {f"ekiden-dead-{name}": value for name in names} | {"own": value}
-    body = json.dumps({"v": 1, "task": "\x1b]0;gone\x07", "id": "a\nb\x9b", "sent": 1e300}).encode()
+    body = json.dumps({"v": 1, "task": "\x1b]0;gone\x07", "id": "a\nb\x9b", "sent": 1.0}).encode()
     with shop.app as app:
         app.transport.publish([Message("odd", "default.dead", body, headers)])
         app.transport.publish([Message("odder", "default.dead", b"\x1b\xff\x9b", headers)])
@@ -368,8 +380,8 @@ def test_nothing_from_outside_moves_the_cursor(shop: Shop) -> None:
 
 
 def test_a_failure_that_is_waited_for_moves_no_cursor(shop: Shop) -> None:
-    with shop.app.worker(threads=1):
-        result = shop.run("call", shop.target, "boom", "--args", json.dumps([HOSTILE]), "--wait", "10", code=1)
+    with shop.working():
+        result = shop.run("call", shop.target, "boom", "--args", json.dumps([HOSTILE]), "--wait", "30", code=1)
 
     assert_moves_nothing(result.stdout, result.stderr)
     assert "ValueError: gone\\x1b[2J" in result.stderr
