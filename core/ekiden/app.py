@@ -41,7 +41,7 @@ from ekiden.modules import (
     public_values,
     real_module_name,
 )
-from ekiden.options import Policy, Sending, call_options, merge, policy
+from ekiden.options import Policy, Sending, call_options, check_task_name, merge, policy
 from ekiden.publisher import Publisher
 from ekiden.request import Request, limits_of, running
 from ekiden.results import AsyncResult, Backend, StoredResult, known_sources
@@ -200,6 +200,7 @@ class Ekiden(TaskSet):
         self, name: str, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Send a call of a task by its name, known here or not; ``options`` are those of ``apply_async``."""
+        check_task_name(name)
         task = self.find_task(name)
         declared = task.declared(self.conf) if task else None
         checked = call_options(name, options)

@@ -93,6 +93,7 @@ from ekiden.replies import REPLY_TO_HEADER, reply_queue
 from ekiden.request import MOST_CHILDREN, Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
+from ekiden.routes import check_queue_name
 from ekiden.safe_text import cut, storable, text_of, traceback_text
 from ekiden.signature import Call, Step, due_of_retry, follow_up_id, seconds_until
 from ekiden.states import State
@@ -627,6 +628,7 @@ def _follow_up(
     task_id = follow_up_id(step, call.id, why)
     due = None if step.countdown is None or step.countdown <= 0 else context.now + step.countdown
     sending = context.route(step.task, step.queue, step.priority)
+    check_queue_name(sending.queue)  # one that a caller may name: no reply queue, and no dead letters
     follow_up = Call(
         task=step.task,
         id=task_id,

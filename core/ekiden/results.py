@@ -21,6 +21,7 @@ import msgspec
 from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
 from ekiden.errors import BackendRefused, MisuseError, ResultTimeout, TaskError
 from ekiden.loggers import safe_logger
+from ekiden.safe_text import is_storable
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 from ekiden.times import checked_timeout
 
@@ -223,13 +224,8 @@ def refuse_unstorable(texts: Iterable[str]) -> None:
     for text in texts:
         if "\0" in text:
             raise BackendRefused(f"{text!r} holds a zero byte, and no result or record can be stored under that.")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise BackendRefused(
-                    f"{text!r} holds a lone surrogate, and no result or record can be stored under that."
-                ) from None
+        if not is_storable(text):
+            raise BackendRefused(f"{text!r} holds a lone surrogate, and no result or record can be stored under that.")
 
 
 def each_apart(do: Callable[[list[Item]], Sequence[Answer]], items: Sequence[Item]) -> list[Answer | BackendRefused]:
