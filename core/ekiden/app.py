@@ -115,6 +115,7 @@ class Ekiden(TaskSet):
         if include:
             self.conf.include = tuple(include)
         self._check_urls()
+        self.conf.check_url = _check_scheme
         self.control = Control(self)
         self.publisher = Publisher(self.opened_transport)
         self._included: list[TaskSet] = []
@@ -448,9 +449,9 @@ class Ekiden(TaskSet):
 
     def _check_urls(self) -> None:
         if self.conf.broker_url is not None:
-            plugins.check_installed(plugins.TRANSPORTS, parse_url(self.conf.broker_url))
+            _check_scheme("broker_url", self.conf.broker_url)
         if self.conf.result_backend is not None:
-            plugins.check_installed(plugins.BACKENDS, parse_url(self.conf.result_backend))
+            _check_scheme("result_backend", self.conf.result_backend)
 
     def _forget_after_fork(self) -> None:
         if not hasattr(os, "register_at_fork"):
@@ -469,6 +470,11 @@ class Ekiden(TaskSet):
                     app._backend.forget_connections()
 
         os.register_at_fork(after_in_child=forget)
+
+
+def _check_scheme(setting: str, url: str) -> None:
+    """Raise ConfigurationError for a URL that no installed plugin can open."""
+    plugins.check_installed(plugins.TRANSPORTS if setting == "broker_url" else plugins.BACKENDS, parse_url(url))
 
 
 def _task_class(given: type[Task[..., Any]] | str) -> type[Task[..., Any]]:

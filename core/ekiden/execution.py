@@ -14,10 +14,12 @@ The table, one row per outcome (``verdict`` is this table as code, and the tests
     Rejected, requeue    -           -                                            released
     Expired              EXPIRED     what follows on error                        settled
     Revoked              REVOKED     what follows on error                        settled
-    Unprocessable        FAILURE     what follows on error; a copy to .dead       settled
+    Unprocessable        FAILURE *   what follows on error; a copy to .dead       settled
     Postponed            -           -                                            released with a delay
     SecondCopy           -           -                                            settled
     AlreadyEnded         -           what follows from the stored outcome         settled
+
+* Nothing for a body that cannot be read: it names no task to store a result of.
 
 Where the sender waits for a reply (``ekiden.replies``), what would be stored is told to it as well; or instead, where
 the backend of the worker stores nothing.

@@ -47,7 +47,8 @@ class TransportDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What a transport promises beyond the contract, in words and times.
 
     ``ekiden transports`` prints it, the table in the docs is generated from it, and the conformance kit takes its
-    times from it and holds the transport to them. The core never branches on it.
+    times from it and holds the transport to them. The core reads it to bound leases from below, to refuse a broker that
+    other processes cannot see, and to say what a command cannot do there; no task is treated differently by it.
 
     ``shortest_lease`` and ``dead_consumer_noticed_within`` (beyond the lease) are seconds; ``wakes_within`` is the
     longest an idle consumer may take to notice a message when the wake-up signal was lost, in seconds.
