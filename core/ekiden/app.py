@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import msgspec
 
@@ -352,6 +352,24 @@ class Ekiden(TaskSet):
         from ekiden.inprocess import InProcessWorker  # the worker is built on the app, and most programs run none
 
         return InProcessWorker(self, **options)
+
+    def start(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Become the command for this app, with the program's arguments or these: ``python shop.py worker -l INFO``.
+
+        The process is replaced. Raises MisuseError for an app that no other process could import.
+        """
+        target = target_of(self)
+        if target is None:
+            raise MisuseError(f"{self!r} is in no module, so no worker could import it; define it at the top of one.")
+        sys.stdout.flush()
+        os.execv(
+            sys.executable, [sys.executable, "-m", "ekiden", "-A", target, *(sys.argv[1:] if argv is None else argv)]
+        )
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """``start`` with the arguments of a worker: ``app.worker_main(["worker", "-l", "INFO"])``."""
+        given = list(sys.argv[1:] if argv is None else argv)
+        self.start(given if "worker" in given else ["worker", *given])
 
     def policy(self, task: Task[..., Any]) -> Policy:
         """A task's options with the settings merged in."""
