@@ -110,6 +110,9 @@ class Backend(ABC):
     until the culprit stands alone (``each_apart``), so a backend that finds a culprit need not do it itself. A batch
     that is too large only as a whole is never refused: the backend sends it in several requests. Nothing that an
     operator can mend is BackendRefused: a missing right, a wrong password, a full or read-only store.
+
+    What is stored and cannot be read (another program's, damaged) is set aside: it is logged, taken for absent, and
+    replaced by the next ``put`` or ``write``. It never raises out of a batch of others.
     """
 
     stores: bool = True
