@@ -55,6 +55,7 @@ from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
 from ekiden.task import Task
+from ekiden.times import shown
 from ekiden.transport import Consumer
 
 logger = safe_logger("ekiden.worker")
@@ -72,6 +73,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
 _UNKNOWN_TASK_DELAY_SECONDS = 5.0
 _AT_ONCE_SECONDS = 1.0
+_LONGEST_NAME = 200
 _BYTES_PER_MB = 1_000_000
 
 
@@ -90,6 +92,10 @@ class Worker:
         self._options = options
         self.queues = tuple(options.queues or conf.worker_queues or app.queues())
         self.name = options.name or unique_name()
+        if not self.name.isprintable() or len(self.name) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"{shown(self.name)} is no name of a worker; that is 1 to {_LONGEST_NAME} printable characters."
+            )
         self._claims_name = claims_name and options.name is not None
         self._instance = instance or unique_name()
         self.lease = options.lease or conf.lease

@@ -1271,3 +1271,9 @@ def test_a_workers_result_is_an_async_result(app: Ekiden) -> None:
         return 1
 
     assert isinstance(add.delay(), AsyncResult)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "caf\udce9", "a\x1b[2J", "n" * 201])
+def test_a_worker_is_called_by_printable_characters(app: Ekiden, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="no name of a worker"):
+        app.worker(name=name)
