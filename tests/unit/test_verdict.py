@@ -117,7 +117,7 @@ ROWS = table()
 def test_each_row_of_the_table(outcome: str, stored: str, published: str, delivery: str) -> None:
     found = judged(EXAMPLES[outcome])
 
-    assert (found.result.state if found.result else "-") == stored
+    assert (found.result.state if found.result else "-") == stored.removesuffix(" *")
     if published == "what follows from the stored outcome":
         assert kinds(found) == ["what follows on success"] * 2
     else:
