@@ -109,6 +109,7 @@ REQUEUE_DELAY = 1.0
 """Seconds after which a message that its task gave back (``Reject(requeue=True)``) is handed out again."""
 
 _LONGEST_ERROR_HEADER = 1000
+_LONGEST_LAST_ERROR = 1000
 _LARGEST_NUMBER = 2**63 - 1
 
 
@@ -467,9 +468,10 @@ def verdict(
                 case, State.FAILURE, _failure(TaskRejected(f"rejected: {reason}" if reason else "rejected")), keep=True
             )
         case Expired():
-            return _failed(case, State.EXPIRED, _failure(TaskExpired("expired before a worker could start it")))
+            return _failed(case, State.EXPIRED, _failure(TaskExpired(_expired_text(case))))
         case Revoked(terminated=terminated):
-            return _failed(case, State.REVOKED, _failure(TaskRevoked("terminated" if terminated else "revoked")))
+            text = with_last_error("terminated" if terminated else "revoked", case.call)
+            return _failed(case, State.REVOKED, _failure(TaskRevoked(text)))
         case Postponed(delay=delay, keep_attempt=keep_attempt):
             return Verdict(release=delay, keep_attempt=keep_attempt)
         case Ignored() | SecondCopy():
@@ -508,6 +510,21 @@ def _repeated(case: _Case, outcome: AlreadyEnded) -> Verdict:
     if stored is None:
         return _SETTLE
     return msgspec.structs.replace(verdict(case.delivery, case.call, case.policy, stored, case.context), result=None)
+
+
+def _expired_text(case: _Case) -> str:
+    attempt = case.delivery.attempt
+    text = "expired before a worker could start it"
+    if attempt > 1:
+        text += f" again; it had been handed out {attempt - 1} times before, and not ended"
+    return with_last_error(text, case.call)
+
+
+def with_last_error(text: str, call: Call | None) -> str:
+    """``text``, which says why a call ends without having run, and what its last try raised if it was tried before."""
+    if call is None or call.last_error is None:
+        return text
+    return f"{text}; try {call.retries} of it had failed: {call.last_error}"
 
 
 def _failure(error: TaskError) -> Failed:
@@ -593,9 +610,9 @@ def _next_try(message: Message, call: Call, outcome: Retried, context: Context) 
         args=call.args if outcome.args is None else outcome.args,
         kwargs=call.kwargs if outcome.kwargs is None else outcome.kwargs,
         retries=call.retries + 1,
-        sent=context.now,
         eta=outcome.due,
         fenced=True,
+        last_error=None if outcome.failure is None else _error_text(outcome.failure),
     )
     options = outcome.options or _AS_THIS_ONE
     again = msgspec.structs.replace(
@@ -613,6 +630,11 @@ def _next_try(message: Message, call: Call, outcome: Retried, context: Context) 
         message.priority if options.priority is None else options.priority,
         outcome.due if outcome.due > context.now else None,
     )
+
+
+def _error_text(failure: FailureRecord) -> str:
+    name = failure.type.removeprefix("builtins.")
+    return cut(f"{name}: {failure.message}" if failure.message else name, _LONGEST_LAST_ERROR)
 
 
 def _follow_ups(case: _Case, call: Call, steps: tuple[Step, ...], first: msgspec.Raw, why: str) -> tuple[Message, ...]:

@@ -72,9 +72,10 @@ def follow_up_id(step: Step, task_id: str, why: str) -> str:
 class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
     """What the body of a task's message holds.
 
-    Times are wall-clock seconds since the epoch. ``retries`` counts the tries before this one. ``root`` is the task id
-    that the whole run began with, ``parent`` the task whose body or ending sent this call. ``fenced`` marks a call that
-    ekiden sent as a consequence of another: such a step may be repeated after a crash, so the backend is asked first.
+    Times are wall-clock seconds since the epoch; ``sent`` is that of the first try. ``retries`` counts the tries before
+    this one, and ``last_error`` is the text of what the last of them raised. ``root`` is the task id that the whole run
+    began with, ``parent`` the task whose body or ending sent this call. ``fenced`` marks a call that ekiden sent as a
+    consequence of another: such a step may be repeated after a crash, so the backend is asked first.
     """
 
     task: TaskName
@@ -93,6 +94,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
     time_limit: PositiveSeconds | None = None
     soft_time_limit: PositiveSeconds | None = None
     fenced: bool = False
+    last_error: str | None = None
 
 
 class Sender(Protocol):
