@@ -338,12 +338,21 @@ class Worker:
         clean = self._wait_for_bodies(settler)
         clean = runner.close(0.0 if not clean or self._at_once.is_set() else _AT_ONCE_SECONDS) and clean
         settler.close()
+        if self._failure is not None:
+            self._give_back_unstarted(consumer)
         ears.close()  # until now this worker had its name
         consumer.close()
         hooks.worker_process_shutdown.send(self.name, pid=os.getpid(), exitcode=0 if clean else EXIT_UNCLEAN)
         hooks.worker_shutdown.send(self.name)
         logger.info("%s has stopped%s", self.name, "" if clean else "; tasks that were running come back")
         return clean
+
+    def _give_back_unstarted(self, consumer: Consumer) -> None:
+        """Do what the settler could not do any more: a failure of ours counts against nothing that had not started."""
+        unstarted = [job.delivery for job in self._held.values() if job.given_back]
+        if unstarted:
+            with contextlib.suppress(TransportError, *TRANSPORT_IS_GONE):  # then they come back as if they had started
+                consumer.release(unstarted)
 
     def _wait_for_bodies(self, settler: Settler) -> bool:
         deadline = time.monotonic() + self.grace
