@@ -14,12 +14,12 @@ The table, one row per outcome (``verdict`` is this table as code, and the tests
     Rejected, requeue    -           -                                            released
     Expired              EXPIRED     what follows on error                        settled
     Revoked              REVOKED     what follows on error                        settled
-    Unprocessable        FAILURE *   what follows on error; a copy to .dead       settled
+    Unprocessable        FAILURE     what follows on error; a copy to .dead       settled
     Postponed            -           -                                            released with a delay
     SecondCopy           -           -                                            settled
     AlreadyEnded         -           what follows from the stored outcome         settled
 
-* Nothing for a body that cannot be read: it names no task to store a result of.
+Unprocessable stores nothing for a body that cannot be read: it names no task to store a result of.
 
 Where the sender waits for a reply (``ekiden.replies``), what would be stored is told to it as well; or instead, where
 the backend of the worker stores nothing.
@@ -719,16 +719,28 @@ def _carried_value(value: Any) -> HeaderValue:
             return text_of(value)[:_LONGEST_ERROR_HEADER]
 
 
-def redriven(dead: Message, queue: str) -> Message:
+def redriven(dead: Message, queue: str, *, now: float | None = None) -> Message:
     """The message that a dead letter becomes when it is sent back to ``queue``: the same call, with all its tries.
 
-    Forget the task's stored result before it is published: nothing replaces a final one.
+    ``now`` (seconds since the epoch) is when: the call counts as sent then, and lives as long again as it had from
+    its sending to its ``expires``. Forget the task's stored result before it is published: nothing replaces a final
+    one.
     """
     headers = {name: value for name, value in dead.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
     try:
         call = decode_call(dead.body, headers)
     except MessageError:
-        body = dead.body  # whoever mended the worker may read it now
+        body = dead.body  # a worker that was mended may read it now, or one of a newer version, within its grace
+        due = now
     else:
-        body = encode_call(msgspec.structs.replace(call, retries=0, eta=None, fenced=False))
-    return Message(derived_id(dead.id, "redrive"), queue, body, headers, dead.priority)
+        again = msgspec.structs.replace(call, retries=0, eta=None, fenced=False, last_error=None)
+        body = encode_call(again if now is None else _sent_anew(again, now))
+        due = None
+    return Message(derived_id(dead.id, "redrive"), queue, body, headers, dead.priority, due)
+
+
+def _sent_anew(call: Call, now: float) -> Call:
+    if call.expires is None:
+        return msgspec.structs.replace(call, sent=now)
+    lifetime = call.expires - call.sent
+    return msgspec.structs.replace(call, sent=now, expires=now + lifetime if lifetime > 0 else None)
