@@ -251,6 +251,10 @@ class Settler:
             found = verdict(job.delivery, job.call, policy, job.outcome, context)
         except Exception as error:  # noqa: BLE001 - whatever a call holds is its own trouble
             found = self._unsendable(job, error, context)
+        if job.settled and found.release is not None:
+            # It was settled first, so there is nothing to give back. Its id is free: it is the same message again.
+            again = msgspec.structs.replace(job.delivery.message, due=context.now + found.release)
+            found = Verdict(publish=(again,))
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
             _log_outcome(job)
