@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import ekiden
@@ -231,8 +231,6 @@ def _value(value: Any) -> str:
 def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(kind))
-    if get_origin(kind) is Annotated:
-        return _kind(get_args(kind)[0])
     return " or ".join(_kind(each) for each in get_args(kind) if each is not NoneType) or f"`{kind.__name__}`"
 
 

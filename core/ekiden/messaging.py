@@ -28,7 +28,6 @@ from typing import Any, Self
 
 import msgspec
 
-from ekiden.codec import encode_value
 from ekiden.errors import (
     ConfigurationError,
     MessageError,
@@ -531,9 +530,6 @@ class Subscription:
                 broadcast = self.receive()
             except TransportClosed:
                 return
-            except MessageError as error:  # somebody else's: it must not end the loop
-                logger.warning("%s It is passed over.", error)
-                continue
             if broadcast is not None:
                 yield broadcast
 
@@ -568,7 +564,7 @@ def _encode(value: object) -> tuple[bytes, str]:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), BYTES
     try:
-        return encode_value(value), JSON
+        return msgspec.json.encode(value), JSON
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise TaskArgumentsError(
             f"A value of type {type(value).__name__} cannot be put: {error}. JSON values and bytes can."

@@ -15,8 +15,7 @@ from ekiden.errors import Retry
 app = Ekiden("hostile", broker="memory://hostile")
 
 SURROGATE = "caf\udce9"
-LARGE = 6_000_000
-"""Bytes: more than a result may have."""
+MEGABYTE = 1_000_000
 
 
 class Text(str):
@@ -118,10 +117,10 @@ class SecretiveError(ExceptionGroup):
 
 
 class LoudError(Exception):
-    """Text without end."""
+    """Megabytes of text."""
 
     def __str__(self) -> str:
-        return SURROGATE * 100_000
+        return SURROGATE * MEGABYTE
 
     __repr__ = __str__
 
@@ -225,7 +224,7 @@ RETURNED: dict[str, Callable[[], Any]] = {
     "function": lambda: deep,
     "class": lambda: Shy,
     "exception": ShyError,
-    "large": lambda: "x" * LARGE,
+    "large": lambda: "x" * (20 * MEGABYTE),
 }
 """What cannot be a result."""
 
@@ -243,8 +242,8 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "no name": lambda: NamelessError("x"),
     "no module": lambda: ModulelessError("x"),
     "loud": LoudError,
-    "large": lambda: ValueError("x" * LARGE),
-    "many arguments": lambda: ValueError(*range(20_000)),
+    "large": lambda: ValueError("x" * (20 * MEGABYTE)),
+    "many arguments": lambda: ValueError(*range(MEGABYTE)),
     "arguments that JSON has not": lambda: ValueError(object(), float("nan"), {1: {2: 3}}, {None: 1}, b"\xff"),
     "itself": lambda: ValueError(itself()),
     "nested": lambda: ValueError(nested()),
@@ -267,7 +266,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "cancelled": lambda: asyncio.CancelledError(SURROGATE),
     "reject, surrogate": lambda: Reject(SURROGATE),
     "reject, shy": lambda: Reject(Shy(), False),
-    "reject, large": lambda: Reject("x" * LARGE),
+    "reject, large": lambda: Reject("x" * (20 * MEGABYTE)),
     "reject, shy answer": lambda: Reject("x", Shy()),  # type: ignore[arg-type]
     "retry, no exception": lambda: Retry(exc="wrong"),  # type: ignore[arg-type]
     "retry, no time": lambda: Retry(when="soon"),  # type: ignore[arg-type]
@@ -285,7 +284,7 @@ TOLD: dict[str, tuple[Any, Any]] = {
     "surrogate meta": ("PROGRESS", SURROGATE),
     "shy meta": ("PROGRESS", Shy()),
     "nested meta": ("PROGRESS", nested()),
-    "large meta": ("PROGRESS", "x" * LARGE),
+    "large meta": ("PROGRESS", "x" * (20 * MEGABYTE)),
     "surrogate state": (SURROGATE, None),
     "state of no text": (5, None),
     "shy state": (Shy(), None),

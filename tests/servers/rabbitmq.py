@@ -254,7 +254,11 @@ class VirtualHost:
 _MOVE_LEADER_IN_ERLANG = """
     {ok, Queue} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, %s)),
     {Member, Leader} = amqqueue:get_pid(Queue),
-    [Next] = maps:get(nodes, amqqueue:get_type_state(Queue)) -- [Leader, '%s'],
+    Nodes = case maps:get(nodes, amqqueue:get_type_state(Queue)) of
+        ByNode when is_map(ByNode) -> maps:keys(ByNode);
+        List -> List
+    end,
+    [Next] = Nodes -- [Leader, '%s'],
     ra:transfer_leadership({Member, Leader}, {Member, Next}).
 """
 
@@ -263,7 +267,7 @@ _COUNT_IN_ERLANG = """
     Count = fun(Q) ->
         case amqqueue:get_type(Q) of
             rabbit_quorum_queue ->
-                {ok, {_, Now}, _} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1),
+                {ok, {_, Now}, _} = ra:leader_query(amqqueue:get_pid(Q), {rabbit_fifo, overview, []}),
                 {maps:get(num_ready_messages, Now), maps:get(num_checked_out, Now)};
             _ ->
                 [{_, Ready}, {_, Held}] = rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged]),

@@ -6,12 +6,16 @@ import math
 import struct
 from typing import Any
 
+import msgspec
 import pika
 import pytest
+from ekiden.codec import FailureRecord
 from ekiden.errors import BrokerRefused
-from ekiden.message import Message
+from ekiden.execution import dead_letter
+from ekiden.message import Delivery, Message, unsendable
 from ekiden_rabbitmq import encoding, frames
 from ekiden_rabbitmq.credit import shares
+from ekiden_rabbitmq.publishing import Parcel, ToQueue, ToTopic
 from ekiden_rabbitmq.sources import Arrival, Source, Sources, Subscription
 from ekiden_rabbitmq.wire import WireConnection
 from hypothesis import given
@@ -156,7 +160,172 @@ def test_a_message_without_an_id_gets_one_of_its_own() -> None:
 
 @given(st.binary(max_size=60))
 def test_whatever_arrives_is_delivered(properties: bytes) -> None:
-    assert encoding.decode(properties, b"body", "queue", priority=4, counters=COUNTERS).message.body == b"body"
+    assert_is_harmless(properties)
+
+
+anything = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+carried = st.one_of(
+    st.binary(max_size=30),
+    anything.map(msgspec.json.encode),
+    st.fixed_dictionaries({}, optional={"headers": anything, "due": anything, "id": anything}).map(msgspec.json.encode),
+)
+names = st.sampled_from(["ekiden", "ekiden-handouts", "ekiden-lap", *COUNTERS]) | st.text(max_size=5)
+entry_types = st.sampled_from([b"S", b"x", b"l", b"L", b"d", b"f", b"t", b"V", b"T", b"I", b"D", b"A", b"F", b"?"])
+
+
+@given(st.dictionaries(names, st.tuples(entry_types, carried | st.binary(min_size=8, max_size=8)), max_size=5))
+def test_whatever_headers_arrive_are_delivered(entries: dict[str, tuple[bytes, bytes]]) -> None:
+    table = b""
+    for name, (kind, data) in entries.items():
+        encoded = name.encode(errors="surrogatepass")
+        counted = struct.pack(">I", len(data)) + data if kind in b"SxAF" else data
+        table += b"%c%b%b%b" % (len(encoded), encoded, kind, counted)
+
+    assert_is_harmless(struct.pack(">HI", 0x2000, len(table)) + table)
+
+
+def assert_is_harmless(properties: bytes) -> None:
+    """What arrived so is a message that can be sent again, counted on, and buried."""
+    arrived = encoding.decode(properties, b"body", "queue", priority=4, counters=COUNTERS)
+    message = arrived.message
+    assert message.body == b"body"
+    assert unsendable(message) is None
+    assert 0 <= arrived.earlier < 2**31
+    assert message.due is None or 0 <= message.due < 1e12
+    again = encoding.encode(message, hand_outs=arrived.earlier + 1, lap=arrived.lap)
+    assert encoding.too_large(message, again, encoding.FRAME_BYTES, is_copy=True) is None
+    failure = FailureRecord(type="builtins.ValueError", message="\x01" * 10_000)
+    dead = dead_letter(Delivery(message, None, arrived.earlier + 1), failure, 1e9)
+    assert encoding.too_large(dead, encoding.encode(dead), encoding.FRAME_BYTES) is None
+
+
+LARGE = {
+    "one header": {"a": "x" * 130_000},
+    "many headers": {f"name {number}": number for number in range(8000)},
+    "what grows as JSON": {"a": "\x01" * 60_000, "b": "small"},
+    "headers of ekiden's": {"ekiden-dead-error": "x" * 100_000, "a": "x" * 20_000},
+    "names that are long": {f"{number:03}{'n' * 252}": 1 for number in range(480)},
+}
+
+
+@pytest.mark.parametrize("headers", LARGE.values(), ids=LARGE)
+def test_of_headers_that_cannot_be_sent_again_the_small_ones_arrive(headers: dict[str, Any]) -> None:
+    table = b"".join(b"%c%b%b" % (len(name), name.encode(), _amqp_value(value)) for name, value in headers.items())
+    properties = struct.pack(">HI", 0x2000, len(table)) + table
+
+    assert_is_harmless(properties)
+
+    arrived = encoding.decode(properties, b"body", "queue", priority=4, counters=COUNTERS).message.headers
+    assert arrived.items() <= headers.items()
+    assert "b" not in headers or arrived["b"] == "small"
+
+
+def _amqp_value(value: str | int) -> bytes:
+    if isinstance(value, int):
+        return b"l" + struct.pack(">q", value)
+    return b"S" + struct.pack(">I", len(value.encode())) + value.encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "attempt"),
+    [
+        ({"ekiden-handouts": 2**63 - 1}, encoding.MOST_HAND_OUTS),
+        ({"ekiden-handouts": 2**63 - 1, "x-delivery-count": 2**63 - 1}, encoding.MOST_HAND_OUTS),
+        ({"ekiden-handouts": -5}, 0),
+        ({"x-delivery-count": -(2**63), "ekiden-handouts": 3}, 3),
+        ({"ekiden-handouts": True}, 0),
+        ({"x-delivery-count": "7"}, 0),
+        ({"x-delivery-count": None, "ekiden-handouts": [7]}, 0),
+    ],
+)
+def test_counts_that_cannot_be_are_bounded(headers: dict[str, Any], attempt: int) -> None:
+    properties = b"".join(pika.BasicProperties(headers=headers).encode())
+
+    assert encoding.decode(properties, b"", "queue", priority=4, counters=COUNTERS).earlier == attempt
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"headers":{"list":[1],"kind":"x"}}', Message("mine", "queue", b"", {"kind": "x"})),
+        ('{"headers":[1],"due":5}', Message("mine", "queue", b"", {}, due=5.0)),
+        ('{"due":"soon","id":7}', Message("mine", "queue", b"")),
+        ('{"due":1e308}', Message("mine", "queue", b"", due=encoding.LATEST_DUE)),
+        ('{"due":-1e308}', Message("mine", "queue", b"", due=0.0)),
+        ("[" * 100_000, Message("mine", "queue", b"")),
+        ('{"id":"a\\u0000b"}', Message("ab", "queue", b"")),
+        ("null", Message("mine", "queue", b"")),
+    ],
+)
+def test_a_header_of_ours_that_another_wrote_is_read_as_far_as_it_goes(text: str, expected: Message) -> None:
+    properties = b"".join(pika.BasicProperties(headers={"ekiden": text}, message_id="mine").encode())
+
+    assert encoding.decode(properties, b"", "queue", priority=4, counters=COUNTERS).message == expected
+
+
+def test_a_message_that_is_just_small_enough_arrives_whole() -> None:
+    largest = encoding.LARGEST_HEADERS_BYTES - len('{"a":""}') - 100
+    message = Message("i" * 300, "queue", b"", {"a": "x" * largest}, due=1e9 + 0.5)
+    properties = encoding.encode(message)
+
+    assert encoding.too_large(message, properties, encoding.FRAME_BYTES) is None
+    assert encoding.decode(properties, b"", "queue", priority=4, counters=COUNTERS).message == message
+
+
+@pytest.mark.parametrize("frame_max", [4096, 65_536, encoding.FRAME_BYTES])
+def test_what_no_frame_carries_is_refused_and_what_one_carries_can_be_buried(frame_max: int) -> None:
+    for size in range(0, 2 * frame_max, frame_max // 16):
+        message = Message("id", "queue", b"", {"a": "x" * size})
+        properties = encoding.encode(message)
+
+        refused = encoding.too_large(message, properties, frame_max)
+
+        assert refused is not None or len(properties) + encoding.OVERHEAD_BYTES <= frame_max - frame_max // 16
+        assert (refused is None) is (size < frame_max * 14 // 16)
+
+
+def test_an_id_that_is_too_long_is_refused_and_told_in_part() -> None:
+    with pytest.raises(BrokerRefused, match="its id takes 5000 bytes") as caught:
+        encoding.encode(Message("\n" + "i" * 4999, "queue", b""))
+
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+WRONG: dict[str, Message] = {
+    "an id of a number": Message(7, "queue", b""),  # type: ignore[arg-type]
+    "a due of text": Message("id", "queue", b"", due="soon"),  # type: ignore[arg-type]
+    "a due beyond floats": Message("id", "queue", b"", due=10**400),
+    "due never": Message("id", "queue", b"", due=math.inf),
+    "due at no time": Message("id", "queue", b"", due=math.nan),
+    "a priority of a fraction": Message("id", "queue", b"", priority=4.5),  # type: ignore[arg-type]
+    "a priority of text": Message("id", "queue", b"", priority="4"),  # type: ignore[arg-type]
+    "no headers at all": Message("id", "queue", b"", None),  # type: ignore[arg-type]
+    "a header of endless digits": Message("id", "queue", b"", {"a": 10**5000}),
+    "a queue of a number": Message("id", 7, b""),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("message", WRONG.values(), ids=WRONG)
+def test_a_message_that_is_none_is_refused_by_itself(message: Message) -> None:
+    parcel = Parcel(ToQueue(message))
+
+    assert isinstance(parcel.error, BrokerRefused)
+    assert parcel.is_answered
+
+
+def test_a_payload_is_bytes() -> None:
+    assert isinstance(Parcel(ToTopic("topic", "text")).error, BrokerRefused)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("message", [Message("\ud800", "queue", b""), Message("id", "queue", b"", {"h": "\ud800"})])
@@ -191,6 +360,7 @@ def test_pika_reads_what_we_publish(size: int) -> None:
         (frames.ack(3, 7, multiple=True), spec.Basic.Ack(7, multiple=True)),
         (frames.get(3, "größe".encode()), spec.Basic.Get(queue="größe", no_ack=False)),
         (frames.barrier(3), spec.Channel.Flow(active=True)),
+        (frames.put_back(3, 2**40), spec.Basic.Nack(2**40, multiple=False, requeue=True)),
     ],
 )
 def test_pika_reads_our_other_methods(data: bytes, expected: Any) -> None:

@@ -91,6 +91,13 @@ ANSWERS = [
         BrokerUnavailable,
         "consumer_timeout of 1800000 ms",
     ),
+    (
+        406,
+        "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: -1 ms. This "
+        "timeout value can be configured, see consumers doc guide to learn more",
+        BrokerUnavailable,
+        "for longer than its consumer_timeout; raise that setting",
+    ),
     (406, "PRECONDITION_FAILED - unknown delivery tag 99", BrokerRefused, "unknown delivery tag 99"),
     (501, "FRAME_ERROR - type 2, all octets = <<>>", BrokerUnavailable, "could not read"),
     (502, "SYNTAX_ERROR - bad", BrokerRefused, "could not read"),

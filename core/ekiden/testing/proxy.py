@@ -89,6 +89,13 @@ class Proxy:
         for connection in connections:
             connection.cut()
 
+    def say(self, data: bytes) -> None:
+        """Send ``data`` to every client, as if the broker had said it: while that is silent, or in its middle."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.say(data)
+
     def lose_next_reply(self) -> None:
         """Pass on what comes next from a client, and cut its connection before the answer."""
         with self._lock:
@@ -192,6 +199,11 @@ class _Connection:
         for each in (self._client, self._server):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def say(self, data: bytes) -> None:
+        """Send ``data`` to the client."""
+        with suppress(OSError):
+            self._client.sendall(data)
 
     def _requests(self) -> None:
         with suppress(OSError):

@@ -21,6 +21,9 @@ from ekiden_rabbitmq.io_thread import Reply
 GETS_AT_ONCE = 100
 CURSORS_KEPT = 100
 
+_LONGEST_POSITION = 18
+"""More digits no cursor of ours has."""
+
 
 class Cursors:
     """What recent looks have shown: by look, the ids in their order."""
@@ -31,7 +34,7 @@ class Cursors:
     def seen_before(self, cursor: str | None) -> tuple[str, list[str], int]:
         """The look that ``cursor`` continues, the ids it has shown, and how many messages those were."""
         look, _, position = (cursor or "").partition(".")
-        count = int(position) if position.isdecimal() else 0
+        count = int(position[:_LONGEST_POSITION]) if position.isdecimal() else 0
         return look or new_id(), self._seen.get(look, [])[:count], count
 
     def keep(self, look: str, ids: list[str]) -> None:

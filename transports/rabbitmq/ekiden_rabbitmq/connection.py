@@ -8,6 +8,9 @@ server blocks publishers (an alarm for memory or disk) ``blocked`` has its reaso
 **Channel** is one AMQP channel whose calls are awaited. The server answers an error by closing the channel: then
 every call that waits raises pika's ChannelClosedByBroker, and the channel is of no more use. Contents and confirms
 come from the wire straight to it (see ``wire``).
+
+What the server sends and we cannot make sense of (a delivery for a consumer that we do not know, an answer to nothing)
+costs the channel, and what cannot be read at all the connection: what was delivered there goes back. Never the thread.
 """
 
 from __future__ import annotations
@@ -54,6 +57,17 @@ class Member(Protocol):
         """It is down; what was held on it is not any more."""
 
 
+class BrokenOff(pika.exceptions.AMQPError):
+    """A channel that was closed here, because our own code has failed with something that came on it."""
+
+
+class UnexpectedDelivery(pika.exceptions.AMQPError):
+    """A delivery for a consumer that does not exist, or not any more.
+
+    Servers of 4.3 send one when something is acknowledged that a consumer held which they have cancelled.
+    """
+
+
 class Got:
     """A message that ``Channel.get`` brought."""
 
@@ -81,6 +95,7 @@ class Connection:
         self._parameters = parameters
         self._members: dict[Member, None] = {}
         self._wire: WireConnection | None = None
+        self._tried: WireConnection | None = None
         self._attempting: Reply[None] | None = None
         self._opening: Reply[None] | None = None
         self._retry: object | None = None
@@ -104,6 +119,8 @@ class Connection:
 
     async def opened(self) -> Server:
         """Wait until it is up. Raises what the next attempt to connect fails with."""
+        if self._wire is not None and self._wire.is_closed:
+            await self._gone  # its channels have been told, and it is about to be
         if self._wire is None:
             if self._closed:
                 raise pika.exceptions.ConnectionWrongStateError("closed here")
@@ -130,14 +147,21 @@ class Connection:
         """``member`` needs it no more."""
         self._members.pop(member, None)
 
+    def drop(self) -> None:
+        """The loop has failed: end it without a word, so that the server gives others what was delivered here."""
+        for wire in (self._wire, self._tried):
+            if wire is not None:
+                wire.drop()
+
     async def channel(self) -> Channel:
         """A new channel."""
         await self.opened()
         opened: Reply[PikaChannel] = Reply()
         made = self.wire.channel(on_open_callback=opened.set)
         channel = Channel(self, self.wire, made)
-        made.add_on_close_callback(lambda _channel, reason: opened.fail(reason))
+        channel.on_closed = opened.fail
         await opened
+        channel.on_closed = None
         return channel
 
     async def close(self, within: float) -> None:
@@ -174,15 +198,29 @@ class Connection:
         except ConfigurationError as error:  # the files of the certificates were readable at first
             self._attempted(BrokerUnavailable(str(error)))
             return
+        except Exception as error:  # noqa: BLE001 - a bug of ours is told to those who want the connection
+            self.io.survived(error, doing=f"connecting for {self.name}")
+            self._attempted(BrokerUnavailable(f"The connection for {self.name} cannot be set up: {error!r}."))
+            return
         connect(
             random.sample(parameters, len(parameters)),
             self.io.loop,
+            on_tried=self._trying,
             on_done=self._attempted,
-            failed=self.io.crashed,
+            failed=self._unread,
         )
+
+    def _trying(self, wire: WireConnection) -> None:
+        self._tried = wire
+
+    def _unread(self, error: Exception) -> None:
+        """What came cannot be read, or our reader is wrong; pika ends the connection for it."""
+        if not isinstance(error, pika.exceptions.AMQPError):
+            self.io.survived(error, doing=f"reading what the server sends on the connection for {self.name}")
 
     def _attempted(self, result: WireConnection | BaseException) -> None:
         attempting, self._attempting = self._attempting, None
+        self._tried = None
         if isinstance(result, BaseException):
             self.error = result
             self._fail_opening(result)
@@ -218,8 +256,8 @@ class Connection:
             logger.warning("lost the connection for %s: %s", self.name, reason)
         for member in list(self._members):
             member.connection_lost(reason)
-        self._gone.set(None)
         self._attempt_later()
+        self._gone.set(None)
 
     def _fail_opening(self, error: BaseException) -> None:
         opening, self._opening = self._opening, None
@@ -414,9 +452,18 @@ class Channel:
 
     def content(self, method: int, arguments: bytes, properties: bytes, body: bytes) -> None:
         """See ``wire.Reader``."""
+        try:
+            self._content(method, arguments, properties, body)
+        except Exception as error:  # noqa: BLE001 - whatever a message does, it does to its channel
+            self.break_off(error, doing="taking a message")
+
+    def _content(self, method: int, arguments: bytes, properties: bytes, body: bytes) -> None:
         if method == frames.BASIC_DELIVER:
             tag, number, redelivered = frames.delivered(arguments)
-            self._consumers[tag](number, redelivered, properties, body)
+            deliver = self._consumers.get(tag)
+            if deliver is None:
+                raise UnexpectedDelivery(f"the server delivers to a consumer that there is not: {tag!r}")
+            deliver(number, redelivered, properties, body)
         elif method == frames.BASIC_GET_OK:
             number, redelivered = frames.got(arguments)
             self._gets.popleft().set(Got(number, redelivered, properties, body))
@@ -427,28 +474,54 @@ class Channel:
     def confirm_arrived(self, method: int, arguments: bytes) -> None:
         """See ``wire.Reader``."""
         if self.on_confirm is not None:
-            number, multiple = frames.confirmed(arguments)
-            self.on_confirm(number, multiple, method == frames.BASIC_ACK)
+            try:
+                number, multiple = frames.confirmed(arguments)
+                self.on_confirm(number, multiple, method == frames.BASIC_ACK)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.break_off(error, doing="taking a confirmation")
 
     def burst_ended(self) -> None:
         """See ``wire.Reader``."""
         if self.on_burst is not None:
-            self.on_burst()
+            try:
+                self.on_burst()
+            except Exception as error:  # noqa: BLE001 - as above
+                self.break_off(error, doing="telling what has come")
+
+    def break_off(self, error: Exception, *, doing: str) -> None:
+        """Close the channel because of an error on our side: what was delivered on it goes back."""
+        reason = error
+        if isinstance(error, pika.exceptions.AMQPError):
+            logger.warning("a channel is closed, and what it held goes back: %s: %r", doing, error)
+        else:
+            self.connection.io.survived(error, doing=doing)
+            reason = BrokenOff(f"{doing}: {error!r}")
+        if self.error is None:
+            self._closed(self._channel, reason)
+            if not (self._channel.is_closing or self._channel.is_closed):
+                self._channel.close()
 
     def _nothing_got(self, _frame: Any) -> None:
-        self._gets.popleft().set(None)
+        if self._gets:
+            self._gets.popleft().set(None)
 
     def _barrier_passed(self, _frame: Any) -> None:
-        self._barriers.popleft().set(None)
+        if self._barriers:
+            self._barriers.popleft().set(None)
 
     def _cancelled(self, frame: Any) -> None:
-        """The server ends a consumer: its queue was deleted, or moved."""
+        """The server ends a consumer: its queue was deleted, or moved, or (4.3) it held something for too long."""
         tag = frame.method.consumer_tag.encode()
-        self._consumers.pop(tag, None)
+        if self._consumers.pop(tag, None) is None:
+            return
         if self.on_cancelled is not None:
             self.on_cancelled(tag)
+        else:
+            self.break_off(pika.exceptions.ConsumerCancelled(frame), doing="consuming")
 
     def _closed(self, _channel: Any, reason: BaseException) -> None:
+        if self.error is not None:
+            return
         self.error = reason
         if self._wire.readers.get(self.number) is self:
             del self._wire.readers[self.number]

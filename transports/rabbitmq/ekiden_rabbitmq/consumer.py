@@ -15,9 +15,10 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed, TransportError
+from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed, TransportCrashed, TransportError
+from ekiden.loggers import safe_logger
 from ekiden.message import LOST, SETTLED, Delivery, Ending, Settled, SettleOutcome
 from ekiden.transport import Consumer
 
@@ -26,6 +27,8 @@ from ekiden_rabbitmq.intake import Intake
 from ekiden_rabbitmq.io_thread import IOThread
 from ekiden_rabbitmq.publishing import Parcel, Publisher, ToQueue
 from ekiden_rabbitmq.sources import Arrival, State
+
+logger = safe_logger("ekiden_rabbitmq")
 
 STARVED_AFTER_SECONDS = 0.005
 """What is settled makes room within this, as a rule; after it, more is asked for."""
@@ -81,6 +84,7 @@ class RabbitMQConsumer(Consumer):
         self._call = 0
         self._closed = False
         self.name = name
+        io.at_crash(self._crashed)
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         give_up = time.monotonic() + timeout
@@ -88,11 +92,12 @@ class RabbitMQConsumer(Consumer):
         while True:
             with self._lock:
                 self._check_open()
-                intake.receiving += 1
+                before = intake.receiving
                 try:
+                    intake.receiving = before + 1
                     arrivals = self._take(limit, give_up)
                 finally:
-                    intake.receiving -= 1
+                    intake.receiving = before
                     intake.left_at = time.monotonic()
             if intake.rest_timer is None:
                 self._io.post(intake.rest_later)
@@ -102,13 +107,25 @@ class RabbitMQConsumer(Consumer):
 
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         self._check_open()
-        answers: list[Settled] = [LOST] * len(endings)
         try:
+            self._io.check()
             if any(ending.publish for ending in endings):
                 self._make_sure(doing="settling", unless_heard_within=SURE_FOR_SECONDS)
         except TransportError as error:
             return [Settled(SettleOutcome.FAILED, error)] * len(endings)
         claimed = self._claim([ending.delivery for ending in endings])
+        try:
+            return self._settle(endings, claimed)
+        except TransportError as error:
+            self._hold_again(claimed.values())
+            failed = Settled(SettleOutcome.FAILED, error)
+            return [failed if index in claimed else LOST for index in range(len(endings))]
+        except BaseException:  # out of a signal handler: they can be settled again
+            self._hold_again(claimed.values())
+            raise
+
+    def _settle(self, endings: Sequence[Ending], claimed: dict[int, Arrival]) -> list[Settled]:
+        answers: list[Settled] = [LOST] * len(endings)
         going = self._publish_what_follows(endings, claimed, answers)
         if not going:
             return answers
@@ -124,6 +141,7 @@ class RabbitMQConsumer(Consumer):
 
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
+        self._io.check()
         if not deliveries:
             return
         if delay <= 0:
@@ -132,17 +150,33 @@ class RabbitMQConsumer(Consumer):
             self._io.ask(self._intake.rest_unless_receiving, self._timeout, what=doing)
         self._make_sure(doing="giving messages back", unless_heard_within=SURE_FOR_SECONDS)
         claimed = self._claim(deliveries)
+        try:
+            self._release(deliveries, claimed, max(delay, 0.0), keep_attempt=keep_attempt)
+        except BaseException:
+            self._hold_again(claimed.values())
+            raise
+
+    def _release(
+        self, deliveries: Sequence[Delivery], claimed: dict[int, Arrival], delay: float, *, keep_attempt: bool
+    ) -> None:
         parcels = {
-            index: Parcel(ToQueue(delivery.message, delivery.attempt - (not keep_attempt), max(delay, 0.0)))
+            index: Parcel(ToQueue(delivery.message, delivery.attempt - (not keep_attempt), delay))
             for index, delivery in enumerate(deliveries)
             if index in claimed and claimed[index].state is State.ENDING
         }
-        self._publisher.publish(list(parcels.values()))
-        failed = {index: parcel.error for index, parcel in parcels.items() if parcel.error is not None}
-        self._hold_again([claimed[index] for index in failed])
+        errors = dict(zip(parcels, self._publisher.publish(list(parcels.values())), strict=True))
+        failed = {index: error for index, error in errors.items() if error is not None}
+        refused = {index: error for index, error in failed.items() if isinstance(error, BrokerRefused)}
+        if refused:
+            for error in refused.values():
+                logger.error("a message is given back as it is, which the server counts as a hand-out: %s", error)
+            put_back = functools.partial(self._intake.put_back, [claimed[index] for index in refused], delay)
+            self._io.ask(put_back, self._timeout, what=f"{self._server}: giving messages back")
         self._acknowledge([arrival for index, arrival in claimed.items() if index not in failed])
-        for error in failed.values():
-            raise BrokerUnavailable(str(error)) from error
+        unavailable = [error for index, error in failed.items() if index not in refused]
+        if unavailable:
+            self._hold_again([claimed[index] for index in failed if index not in refused])
+            raise BrokerUnavailable(str(unavailable[0])) from unavailable[0]
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
         self._check_open()
@@ -174,6 +208,7 @@ class RabbitMQConsumer(Consumer):
                 return False
             self._closed = self._intake.stopped = True
             self._lock.notify_all()
+        self._io.not_at_crash(self._crashed)
         return True
 
     async def ended(self) -> None:
@@ -184,6 +219,10 @@ class RabbitMQConsumer(Consumer):
         """In a forked child: what this holds is the parent's."""
         self._closed = True
 
+    def _crashed(self, _error: TransportCrashed) -> None:
+        with self._lock:
+            self._lock.notify_all()
+
     # Receiving.
 
     def _take(self, limit: int, give_up: float) -> list[Arrival]:
@@ -191,6 +230,7 @@ class RabbitMQConsumer(Consumer):
         self._call += 1
         call = _Call(self._call, limit, give_up)
         while not self._intake.stopped:
+            self._io.check()
             taken = self._take_now(call)
             if taken or not self._wait(call):
                 return taken
@@ -263,7 +303,7 @@ class RabbitMQConsumer(Consumer):
             arrived = self._intake.decode(arrival)
             if arrived.lap and (again := self._rest_of_its_time(arrived.message.due)) is not None:
                 with self._lock:
-                    if self._is_current(arrival):
+                    if self._is_current(arrival) and arrival.state is State.HELD:
                         arrival.state = State.ENDING
                         self._intake.held -= 1
                 self._io.post(self._lap(arrival, ToQueue(arrived.message, arrived.earlier, again)))
@@ -298,7 +338,7 @@ class RabbitMQConsumer(Consumer):
                         self._intake.held -= 1
         return claimed
 
-    def _hold_again(self, arrivals: Sequence[Arrival]) -> None:
+    def _hold_again(self, arrivals: Iterable[Arrival]) -> None:
         with self._lock:
             for arrival in arrivals:
                 if self._is_current(arrival) and arrival.state is State.ENDING:
@@ -309,23 +349,24 @@ class RabbitMQConsumer(Consumer):
         self, endings: Sequence[Ending], claimed: dict[int, Arrival], answers: list[Settled]
     ) -> list[int]:
         """Publish all at once; the places of the endings of which everything is stored, and answers for the others."""
-        parcels = {
-            index: [Parcel(ToQueue(one)) for one in endings[index].publish if one.id not in arrival.followed_by]
+        following = {
+            index: [one for one in endings[index].publish if (one.queue, one.id) not in arrival.followed_by]
             for index, arrival in claimed.items()
         }
-        self._publisher.publish([parcel for some in parcels.values() for parcel in some])
-        stored = []
-        for index, some in parcels.items():
+        errors = iter(self._publisher.publish([Parcel(ToQueue(one)) for some in following.values() for one in some]))
+        going = []
+        for index, some in following.items():
             arrival = claimed[index]
+            answered = [(one, next(errors)) for one in some]
             if some:
-                arrival.followed_by |= {one.message_id for one in some if one.error is None}
-            error = next((one.error for one in some if one.error is not None), None)
+                arrival.followed_by |= {(one.queue, one.id) for one, error in answered if error is None}
+            error = next((error for _, error in answered if error is not None), None)
             if error is None:
-                stored.append(index)
+                going.append(index)
             else:
                 self._hold_again([arrival])
                 answers[index] = Settled(SettleOutcome.FAILED, error)
-        return stored
+        return going
 
     def _make_sure(self, *, doing: str, unless_heard_within: float = 0.0) -> None:
         """Learn what is lost before something is published for it."""

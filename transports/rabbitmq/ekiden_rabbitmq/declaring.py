@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import pika.exceptions
+from ekiden.errors import BrokerUnavailable
 from ekiden.message import DEFAULT_PRIORITY
 
 from ekiden_rabbitmq.connection import Channel, Connection
@@ -34,6 +35,8 @@ from ekiden_rabbitmq.topology import (
 
 T = TypeVar("T")
 
+INTERNAL_ERROR = 541
+
 SPARE_CHANNELS = 4
 LOOKS_AT_ONCE = 100
 
@@ -44,8 +47,19 @@ A server (3.10.8) that finds a quorum queue of the same name when it tells the c
 milliseconds later, hands them over to it without a word, and what the new queue pushes to them reaches nobody.
 """
 
+ASKED_AGAIN_AFTER_SECONDS = 60.0
+"""So long a queue is left alone for which the server has ended the connection.
+
+Servers from 4.0 on do that when what they say of it has 255 characters, but more bytes: a long answer ("locked by
+another connection") about a name that is not ASCII.
+"""
+
 BOUND_AGAIN_AFTER_SECONDS = 60.0
 """Who only publishes delayed messages does not notice that their queue was deleted, and its binding with it."""
+
+
+class NotAskedFor(BrokerUnavailable):
+    """The server has ended the connection when it was asked for this queue, and is not asked again for a while."""
 
 
 class Declarer:
@@ -59,6 +73,7 @@ class Declarer:
         self._names: dict[tuple[str, int], str] = {}
         self._targets: dict[str, float] = {}
         self._gone: dict[str, float] = {}
+        self._harmful: dict[str, float] = {}
         self._levels = -1
         self._spare: list[Channel] = []
 
@@ -177,7 +192,7 @@ class Declarer:
 
     async def _look_or_make(self, step: DeclareQueue | DeclareExchange) -> None:
         try:
-            await self.alone(lambda channel: _declare(channel, step, passive=True))
+            await self._ask_for(step.name, lambda channel: _declare(channel, step, passive=True))
         except pika.exceptions.ChannelClosedByBroker as error:
             if after_looking(error.reply_code) is Next.FAIL:
                 raise
@@ -191,14 +206,34 @@ class Declarer:
             if after_making(error.reply_code, error.reply_text) is Next.FAIL:
                 raise
 
+    async def _ask_for(self, name: str, call: Callable[[Channel], Work[T]]) -> T:
+        """Make a call about the queue or exchange of this name, unless that has ended a connection just now."""
+        if self._harmful.get(name, 0.0) > time.monotonic():
+            raise NotAskedFor(_not_asked_for(name))
+        try:
+            return await self.alone(call)
+        except pika.exceptions.ConnectionClosedByBroker as error:
+            if error.reply_code != INTERNAL_ERROR or name.isascii():
+                raise
+            self._harmful[name] = time.monotonic() + ASKED_AGAIN_AFTER_SECONDS
+            raise NotAskedFor(_not_asked_for(name)) from error
+
     async def _look(self, name: str) -> int | None:
         try:
-            _, ready = await self.alone(lambda channel: channel.declare_queue(DeclareQueue(name), passive=True))
+            looked_for = DeclareQueue(name)
+            _, ready = await self._ask_for(name, lambda channel: channel.declare_queue(looked_for, passive=True))
         except pika.exceptions.ChannelClosedByBroker as error:
             if error.reply_code == NOT_FOUND:
                 return None
             raise
         return ready
+
+
+def _not_asked_for(name: str) -> str:
+    return (
+        f"The server ended the connection when it was asked for the queue {name}; its log says why. The queue is left "
+        f"alone for {ASKED_AGAIN_AFTER_SECONDS:.0f} s."
+    )
 
 
 async def _declare(channel: Channel, step: DeclareQueue | DeclareExchange, *, passive: bool) -> None:

@@ -144,9 +144,15 @@ def delays_of(topology: Topology) -> Delays:
     return Delays(topology.quorum and topology.differences.quorum_time_to_live, topology.differences)
 
 
+LONGEST_SECONDS = 1e12
+"""Of longer delays nobody sees the difference, and for ever is one of them."""
+
+
 def units_of(seconds: float) -> int:
-    """``seconds`` in units, rounded up, so that nothing is early; 0 or less: it is due."""
-    return math.ceil((seconds - EARLY_SECONDS) / UNIT_SECONDS)
+    """``seconds`` in units, rounded up, so that nothing is early; 0 or less: it is due. What is no number is due."""
+    if math.isnan(seconds):
+        return 0
+    return math.ceil((min(max(seconds, 0.0), LONGEST_SECONDS) - EARLY_SECONDS) / UNIT_SECONDS)
 
 
 def word_of(queue: str) -> str:

@@ -33,6 +33,7 @@ _DELIVERED = Struct(">QB")
 
 _MANDATORY = 1
 _MULTIPLE = 1
+_REQUEUE = 2
 
 
 def publish(
@@ -81,6 +82,11 @@ def get(channel: int, queue: bytes) -> bytes:
 def ack(channel: int, number: int, *, multiple: bool = False) -> bytes:
     """``basic.ack`` of the delivery with this number, or (``multiple``) of all up to it."""
     return _ACK_FRAME.pack(METHOD, channel, 13, BASIC_ACK, number, _MULTIPLE if multiple else 0, 0xCE)
+
+
+def put_back(channel: int, number: int) -> bytes:
+    """``basic.nack`` of the delivery with this number: the server hands it out again."""
+    return _ACK_FRAME.pack(METHOD, channel, 13, BASIC_NACK, number, _REQUEUE, 0xCE)
 
 
 def barrier(channel: int) -> bytes:

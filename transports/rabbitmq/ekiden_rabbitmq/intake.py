@@ -4,7 +4,8 @@ One coroutine, ``_serve``, does everything that takes several steps, one after t
 
     open       a channel for this consumer alone. Closing it gives back what is held on it
     recount    the server tells of some redeliveries only that they are ones (classic queues): publish a copy that
-               counts, acknowledge the original; the copy comes like any other message
+               counts, acknowledge the original; the copy comes like any other message. The same for another program's
+               message without an id, which gets one
     lap        a delay longer than all levels: publish the message again for the rest of its time
     rest       nobody receives, or far less than before: cancel the subscriptions, and send back what is parked, so that
                others may have it
@@ -15,8 +16,12 @@ What goes back without having been received is published as a copy, confirmed, a
 count a hand-out otherwise. Never the other way round: then a crash in between would lose it. While the server takes no
 copies, nothing goes back before the end; then it does by closing the channel, counted.
 
+What can be published no more (a copy is larger than the server takes now) goes back as it is, and counted; where it is
+to wait, it waits here, *set aside*, without taking the room of others.
+
 Deliveries belong to the channel that they came on. When it is lost they are another's, and are never named to the
-server again, which would close the next channel for it.
+server again, which would close the next channel for it. So are those of a subscription that the server has ended (4.3
+does when one was held for longer than its consumer_timeout); the others on the channel are not harmed by it.
 
 The fields without an underscore are shared with the thread that receives, under the consumer's lock.
 """
@@ -28,6 +33,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from ekiden.errors import BrokerRefused
 from ekiden.loggers import safe_logger
 
 from ekiden_rabbitmq import encoding, frames
@@ -37,7 +43,7 @@ from ekiden_rabbitmq.declaring import Declarer
 from ekiden_rabbitmq.io_thread import Bell, IOThread, Reply
 from ekiden_rabbitmq.publishing import Batch, Parcel, Publisher, ToQueue
 from ekiden_rabbitmq.sources import Arrival, Sources, State
-from ekiden_rabbitmq.subscribing import Subscriptions
+from ekiden_rabbitmq.subscribing import SUBSCRIBED_AGAIN_AFTER_SECONDS, Subscriptions
 from ekiden_rabbitmq.topology import is_temporary
 
 logger = safe_logger("ekiden_rabbitmq")
@@ -56,6 +62,8 @@ PAUSE_SECONDS = 0.5
 """Between attempts, while the server refuses."""
 
 TAKES_COPIES_WITHIN_SECONDS = 3.0
+
+SET_ASIDE_AT_MOST, SET_ASIDE_SECONDS_AT_MOST = 100, 60.0
 TEMPORARY_WINDOW = 64
 """The queues of one process alone: what is parked keeps nobody waiting."""
 
@@ -118,7 +126,8 @@ class Intake:
         self._drop_asked = False
         self._drops = False
         self._closed: Reply[None] = Reply()
-        self._outstanding: dict[int, Arrival] = {}
+        self._outstanding: dict[int, Arrival | None] = {}  # None: taken back by the server
+        self._set_aside: set[Arrival] = set()
         self._uncounted: list[Arrival] = []
         self._laps: list[tuple[Arrival, ToQueue]] = []
         self._adjust_timer: object | None = None
@@ -171,7 +180,7 @@ class Intake:
         """Tell the server that these have ended; of each, whether it was still ours. Returns when the server knows."""
         await self._subscriptions.no_cancelling()
         channel = self.channel
-        current = [arrival for arrival in arrivals if arrival.channel is channel]
+        current = [arrival for arrival in arrivals if arrival.channel is channel and arrival.state is not State.LOST]
         if channel is None or not current:
             return [False] * len(arrivals)
         ending = [arrival for arrival in current if arrival.state is State.ENDING]
@@ -181,7 +190,45 @@ class Intake:
             return [False] * len(arrivals)  # the channel is lost, and it may come again
         for arrival in current:
             arrival.state = State.ENDED
-        return [arrival.channel is channel for arrival in arrivals]
+        ended = set(current)
+        return [arrival in ended for arrival in arrivals]
+
+    async def put_back(self, arrivals: Sequence[Arrival], delay: float) -> None:
+        """Give back, after some seconds, what is ENDING and cannot be published again; the server counts it."""
+        channel = self.channel
+        if delay <= 0 or len(self._set_aside) + len(arrivals) > SET_ASIDE_AT_MOST:
+            await self._put_back_now(arrivals, channel)
+            return
+        for arrival in arrivals:
+            self._set_aside.add(arrival)
+            arrival.source.unacked -= 1  # others have its room meanwhile
+        self._io.call_later(
+            min(delay, SET_ASIDE_SECONDS_AT_MOST), lambda: self._io.spawn(self._put_back_later(arrivals, channel))
+        )
+
+    async def _put_back_later(self, arrivals: Sequence[Arrival], channel: Channel | None) -> None:
+        for arrival in arrivals:
+            self._not_aside(arrival)
+        await self._put_back_now(arrivals, channel)
+
+    def _not_aside(self, arrival: Arrival) -> None:
+        if arrival in self._set_aside:
+            self._set_aside.remove(arrival)
+            arrival.source.unacked += 1
+
+    async def _put_back_now(self, arrivals: Sequence[Arrival], channel: Channel | None) -> None:
+        await self._subscriptions.no_cancelling()
+        if channel is None or channel is not self.channel:
+            return  # it went back with its channel
+        data = []
+        for arrival in arrivals:
+            if arrival.state is State.ENDING and self._outstanding.get(arrival.number) is arrival:
+                del self._outstanding[arrival.number]
+                arrival.state = State.ENDED
+                arrival.source.ended(arrival)
+                data.append(frames.put_back(channel.number, arrival.number))
+        with contextlib.suppress(*BROKER_ERRORS):  # then it goes back with its channel
+            channel.write(data)
 
     async def make_sure(self, *, unless_heard_within: float = 0.0) -> None:
         """Return when the server has answered on the channel; what is held is held then, or the channel is lost.
@@ -203,6 +250,11 @@ class Intake:
         """Another consumer has this name now."""
         self._drop_asked = True
         self._bell.ring()
+
+    def look_again(self) -> None:
+        """There may be new sources."""
+        if self._subscribed:
+            self.adjust()
 
     def band_made(self, queue: str) -> None:
         """There is a new source, perhaps."""
@@ -255,6 +307,12 @@ class Intake:
                 self.error = error
                 if self._connection.is_open:
                     self._io.call_later(PAUSE_SECONDS, self._bell.ring)
+            except Exception as error:  # noqa: BLE001 - a bug of ours: what is here goes back, and it begins anew
+                if self.channel is not None:
+                    self.channel.break_off(error, doing="consuming")
+                else:
+                    self._io.survived(error, doing="consuming")
+                self._io.call_later(PAUSE_SECONDS, self._bell.ring)
             for rest in rests:
                 rest.set(None)
             self._wake()
@@ -294,7 +352,7 @@ class Intake:
         self._subscribed = True
 
     async def _open_channel(self) -> Channel:
-        if self.channel is None:
+        if self.channel is None or not self.channel.is_open:
             server = await self._connection.opened()
             self._counters = server.differences.hand_out_counters
             channel = await self._connection.channel()
@@ -316,6 +374,7 @@ class Intake:
             self.held = 0
             self._subscriptions.lost()
         self._outstanding.clear()
+        self._set_aside.clear()
         self._uncounted.clear()
         self._laps.clear()
         self._subscribed = self.is_steady = False
@@ -323,19 +382,49 @@ class Intake:
         self._wake()
 
     def _cancelled_by_server(self, tag: bytes) -> None:
-        self._subscriptions.cancelled_by_server(tag.decode())
-        self.adjust()
+        """Nothing that came of this subscription is ours any more.
+
+        None of it is named to the server again: 4.3 would push to the subscription that it has ended.
+        """
+        name, held = tag.decode(), 0
+        with self._lock:
+            for number, arrival in list(self._outstanding.items()):
+                if arrival is not None and arrival.subscription.tag == name:
+                    self._outstanding[number] = None
+                    self._not_aside(arrival)
+                    arrival.source.ended(arrival)
+                    held += arrival.state is State.HELD
+                    arrival.state = State.LOST
+            self.held -= held
+            for source in self.sources.all():
+                parked = [arrival for arrival in source.parked if arrival.state is not State.LOST]
+                source.parked.clear()
+                source.parked.extend(parked)
+        if held:
+            logger.warning(
+                "the server has taken back %d messages that were held: a queue was deleted or moved, or they were held "
+                "for longer than the server's consumer_timeout",
+                held,
+            )
+        self._uncounted = [arrival for arrival in self._uncounted if arrival.state is not State.LOST]
+        self._laps = [(arrival, again) for arrival, again in self._laps if arrival.state is not State.LOST]
+        self._subscriptions.cancelled_by_server(name)
+        self._io.call_later(SUBSCRIBED_AGAIN_AFTER_SECONDS, self.look_again)
 
     # Arriving.
 
     def _arrived(self, arrival: Arrival) -> None:
         self._outstanding[arrival.number] = arrival
         arrival.source.arrived(arrival)
-        if arrival.redelivered and not self.decode(arrival).counted:
+        if arrival.redelivered and self._needs_a_copy(self.decode(arrival)):
             self._uncounted.append(arrival)
             self._bell.ring()
         else:
             arrival.source.parked.append(arrival)
+
+    def _needs_a_copy(self, again: encoding.Arrived) -> bool:
+        """Whether a redelivery of it tells less than is to be known: how many there were, or that it is the same."""
+        return not again.counted or again.nameless
 
     def _burst_ended(self) -> None:
         if not self.is_steady:
@@ -365,21 +454,27 @@ class Intake:
             for source in self.sources.all():
                 parked += source.parked
                 source.parked.clear()
-        kept = await self._replace([(arrival, self._copy(arrival)) for arrival in parked])
+        copies = [(arrival, self._copy(arrival)) for arrival in parked]
+        kept = await self._replace(copies)
+        refused = [arrival for arrival, parcel in copies if isinstance(parcel.error, BrokerRefused)]
         with self._lock:
             for arrival in reversed(kept):
-                if arrival.channel is self.channel:
-                    arrival.source.parked.appendleft(arrival)
+                if self._is_ours(arrival):
+                    if arrival in refused:
+                        arrival.state = State.ENDING
+                    else:
+                        arrival.source.parked.appendleft(arrival)
+        await self._put_back_now(refused, channel)
 
     async def _recount(self) -> None:
         uncounted, self._uncounted = self._uncounted, []
         if not uncounted:
             return
         for arrival in uncounted:
-            arrival.uncounted = True
+            arrival.uncounted = not self.decode(arrival).counted
         kept = await self._replace([(arrival, self._copy(arrival)) for arrival in uncounted])
         for arrival in kept:  # it was handed out before once at least; who receives it must not wait for the server
-            if arrival.channel is self.channel:
+            if self._is_ours(arrival):
                 arrival.source.parked.append(arrival)
         for arrival in uncounted:
             subscription = arrival.source.subscription
@@ -389,17 +484,30 @@ class Intake:
 
     async def _send_on_their_lap(self) -> None:
         laps, self._laps = self._laps, []
-        kept = await self._replace([(arrival, Parcel(again)) for arrival, again in laps])
-        self._laps += [(arrival, again) for arrival, again in laps if arrival in kept]
-        if kept:
+        if not laps:
+            return
+        copies = [(arrival, Parcel(again)) for arrival, again in laps]
+        kept = await self._replace(copies)
+        refused = [arrival for arrival, parcel in copies if isinstance(parcel.error, BrokerRefused)]
+        if refused:
+            await self.put_back(refused, SET_ASIDE_SECONDS_AT_MOST)
+        again = [(arrival, again) for arrival, again in laps if arrival in kept and arrival not in refused]
+        self._laps += [(arrival, lap) for arrival, lap in again if self._is_ours(arrival)]
+        if again:
             self._io.call_later(PAUSE_SECONDS, self._bell.ring)
+
+    def _is_ours(self, arrival: Arrival) -> bool:
+        return arrival.channel is self.channel and arrival.state is not State.LOST
 
     def _copy(self, arrival: Arrival) -> Parcel:
         arrived = self.decode(arrival)
         return Parcel(ToQueue(arrived.message, arrived.earlier, delay=None if arrived.lap else 0.0))
 
     async def _replace(self, copies: Sequence[tuple[Arrival, Parcel]]) -> list[Arrival]:
-        """Publish copies and acknowledge the originals; returns those of which no copy could be stored."""
+        """Publish copies and acknowledge the originals; returns those of which no copy could be stored.
+
+        Of a copy that the server will never take, the parcel's error is BrokerRefused.
+        """
         channel = self.channel
         if not copies or channel is None:
             return []
@@ -410,6 +518,9 @@ class Intake:
                 await self._io.within(TAKES_COPIES_WITHIN_SECONDS, batch.done)
             except TimeoutError:
                 logger.warning("the server takes no messages, so what was not received cannot go back")
+        for arrival, parcel in copies:
+            if isinstance(parcel.error, BrokerRefused):
+                logger.error("%s: a message goes back as it is: %s", arrival.source.name, parcel.error)
         stored = [arrival for arrival, parcel in copies if parcel.is_stored]
         await channel.barrier(self._acknowledgements(channel, stored))
         return [arrival for arrival, parcel in copies if not parcel.is_stored]
@@ -429,23 +540,31 @@ class Intake:
                 await self._drop()
         except BROKER_ERRORS as error:
             logger.debug("a consumer ended without a word to the server: %s", error)
-        self._connection.discard(self)
-        self._closed.set(None)
+        except Exception as error:  # noqa: BLE001 - a bug of ours: it ends all the same
+            if self.channel is not None:
+                self.channel.break_off(error, doing="ending a consumer")
+        finally:
+            self._connection.discard(self)
+            self._closed.set(None)
 
     def _acknowledgements(self, channel: Channel, arrivals: Sequence[Arrival]) -> list[bytes]:
         """The frames that end these, and no other: one for all before the first that stays, one for each behind it."""
-        numbers = {arrival.number for arrival in arrivals if arrival.channel is channel}
+        ending = {
+            arrival.number: arrival
+            for arrival in arrivals
+            if arrival.channel is channel and arrival.state is not State.LOST
+        }
         up_to = 0
         for number in self._outstanding:
-            if number not in numbers:
+            if number not in ending:
                 break
             up_to = number
-        for number in numbers:
-            arrival = self._outstanding.pop(number)
+        for number, arrival in ending.items():
+            del self._outstanding[number]
             arrival.state = State.SENT
             arrival.source.ended(arrival)
         data = [frames.ack(channel.number, up_to, multiple=True)] if up_to else []
-        return data + [frames.ack(channel.number, number) for number in numbers if number > up_to]
+        return data + [frames.ack(channel.number, number) for number in ending if number > up_to]
 
     # Timers.
 
@@ -480,6 +599,5 @@ class Intake:
             self._io.call_later(LOOK_AGAIN_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
-        if self._subscribed:
-            self.adjust()
+        self.look_again()
         self._look_later()

@@ -2,6 +2,7 @@
 
     any thread   post(work)          the loop calls it, in the order of posting; many posts cost one wake-up
                  ask(make, timeout)  the loop runs the coroutine that ``make`` makes; the caller waits for its answer
+                 at_crash(call)      called when the loop has failed, so that nobody waits for it
     the loop     start(coroutine)    runs it up to where it waits, and on whenever what it waits for is there
                  Reply               what a coroutine waits for: a value, or an error, to come
                  sleep, call_later   time
@@ -9,19 +10,26 @@
 A protocol of several steps (look for a queue, make it, consume from it) is thus written as a coroutine that reads from
 top to bottom. Between two of its steps others run; within a step nothing does, so the loop's state needs no lock.
 
-The thread starts with the first work, is a daemon, and ends with ``stop``. A coroutine that nobody waits for and that
-fails has met a bug of ours: the loop ends with it, and everyone who asks is told.
+The thread starts with the first work, is a daemon, and ends with ``stop``.
+
+**Errors of our own.** What comes from a message, a number or the server harms at most the call or the channel that met
+it: the owner of that tells ``survived``, and the loop goes on. Where that happens again and again, or where a bug shows
+that belongs to no call, the loop ends (``crashed``), its connections are dropped, and everyone who asks gets
+TransportCrashed; the transport starts another one for what is asked next.
+
+**Exceptions out of signal handlers** reach callers between any two of their steps. What was posted before is done.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
-from ekiden.errors import BrokerUnavailable, TransportClosed, TransportError
+from ekiden.errors import BrokerUnavailable, TransportClosed, TransportCrashed, TransportError
 from ekiden.loggers import safe_logger
 from pika.adapters.select_connection import IOLoop
 
@@ -30,6 +38,12 @@ logger = safe_logger(__name__)
 T = TypeVar("T")
 
 STOPS_WITHIN_SECONDS = 5.0
+
+SURVIVES, WITHIN_SECONDS = 20, 60.0
+"""After so many errors of our own within so many seconds it is better to begin anew."""
+
+STALLED_AFTER_SECONDS = 10.0
+"""A loop that has not turned for so long is stuck: no step of ours takes a tenth of it."""
 
 _PIKA_LOGGERS = (
     "pika.adapters.base_connection",
@@ -146,29 +160,44 @@ class Bell:
 
 
 class _Question(Generic[T]):
-    """What another thread waits for. The lock is held until the answer is there."""
+    """What another thread waits for. The lock is held until the answer is there; the first answer counts."""
 
-    __slots__ = ("answered", "error", "value")
+    __slots__ = ("_is_answered", "answered", "error", "value")
 
     def __init__(self) -> None:
         self.answered = threading.Lock()
         self.answered.acquire()
         self.value: T | None = None
         self.error: BaseException | None = None
+        self._is_answered = False
+
+    def answer(self, value: T | None, error: BaseException | None) -> None:
+        """By the I/O thread."""
+        if not self._is_answered:
+            self._is_answered = True
+            self.value, self.error = value, error
+            self.answered.release()
 
 
 class IOThread:
-    """Owns the thread and its loop. ``post``, ``ask`` and ``stop`` are for other threads, the rest is for the loop."""
+    """Owns the thread and its loop. The first part is for other threads, the rest is for the loop.
+
+    The lock guards that there is one loop. It is reentrant, because a signal handler may post while its thread starts
+    the loop.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._loop: IOLoop | None = None
         self._posted: deque[Callable[[], None]] = deque()
         self._woken = False
         self._stopped = False
         self._questions: set[_Question[Any]] = set()
+        self._at_crash: dict[Callable[[TransportCrashed], None], None] = {}
+        self._survived: deque[float] = deque(maxlen=SURVIVES)
         self._crash: BaseException | None = None
+        self._asked_at: float | None = None
 
     # For other threads.
 
@@ -177,19 +206,30 @@ class IOThread:
         self._posted.append(work)
         if self._woken:
             return  # the loop has not begun to look at what is posted
-        self._woken = True
-        loop = self._loop or self._start()
-        if loop is not None:
+        loop = self._loop
+        if loop is None:
+            self._start()  # it begins with what is posted
+            return
+        try:
+            self._woken = True
             loop.add_callback_threadsafe(self._work_off)
+        except BaseException:
+            # Out of a signal handler. Others have posted meanwhile, perhaps, and rely on us.
+            self._woken = False
+            loop.add_callback_threadsafe(self._work_off)
+            raise
 
     def ask(self, make: Callable[[], Work[T]], timeout: float, *, what: str) -> T:
         """What the coroutine returns or raises. Raises BrokerUnavailable after ``timeout`` seconds, with ``what``."""
-        self.check()
         question: _Question[T] = _Question()
-        self.post(lambda: self._begin(question, make))
-        if not question.answered.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
-            self.post(lambda: self._questions.discard(question))
-            raise BrokerUnavailable(f"{what}: no answer within {timeout:g} s.")
+        self._questions.add(question)
+        try:
+            self.check()  # after it was added: now a crash answers it
+            self.post(lambda: self._begin(question, make))
+            if not question.answered.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+                raise BrokerUnavailable(f"{what}: no answer within {timeout:g} s.")
+        finally:
+            self._questions.discard(question)
         if question.error is not None:
             raise question.error
         return question.value  # type: ignore[return-value]
@@ -199,21 +239,63 @@ class IOThread:
         if self._stopped or self._crash is not None:
             raise self._end() from self._crash
 
+    @property
+    def has_crashed(self) -> bool:
+        """Whether the loop has failed: another one is needed."""
+        return self._crash is not None
+
+    def at_crash(self, call: Callable[[TransportCrashed], None]) -> None:
+        """Have ``call`` called by the thread when its loop has failed; until ``not_at_crash``."""
+        self._at_crash[call] = None
+
+    def not_at_crash(self, call: Callable[[TransportCrashed], None]) -> None:
+        """Do not call it."""
+        self._at_crash.pop(call, None)
+
+    def stalled(self) -> float | None:
+        """For how many seconds the loop has not turned, if that is too long. Called now and then; never blocks."""
+        if self._loop is None or self._stopped:
+            return None
+        now = time.monotonic()
+        asked_at = self._asked_at
+        if asked_at is None:
+            self._asked_at = now
+            self.post(self._turned)
+            return None
+        return now - asked_at if now - asked_at > STALLED_AFTER_SECONDS else None
+
     def stop(self) -> None:
         """End the loop and its thread. Whoever still asks gets TransportClosed."""
         with self._lock:
             self._stopped = True
             thread, loop = self._thread, self._loop
-        if thread is None or loop is None:
-            return
-        loop.add_callback_threadsafe(loop.stop)
-        if thread is not threading.current_thread():
+        if loop is not None:
+            loop.add_callback_threadsafe(loop.stop)
+        if thread is not None and thread is not threading.current_thread():
             thread.join(STOPS_WITHIN_SECONDS)
+        self._tell_the_end()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None or self._stopped or self._crash is not None:
+                return
+            _quieten_pika()
+            thread = threading.Thread(target=self._run, name=_THREAD_NAMES, daemon=True)
+            try:
+                thread.start()
+            finally:
+                # An exception out of a signal handler may come before or after the thread has begun. Of two of them,
+                # the second finds the first one's loop, and ends.
+                if thread.ident is not None:
+                    self._thread = thread
 
     def _end(self) -> TransportError:
         """Why nothing is answered any more."""
         if self._crash is not None:
-            return BrokerUnavailable(f"The I/O thread of this transport has failed: {self._crash!r}.")
+            return TransportCrashed(
+                f"The I/O thread of this transport has failed: {self._crash!r}. Whether what was under way was done is "
+                "not known; what is asked next gets another thread."
+            )
         return TransportClosed("This transport was closed; open it again.")
 
     # For the loop.
@@ -250,19 +332,30 @@ class IOThread:
         reply = start(coroutine)
         reply.then(lambda: self.crashed(reply.error) if reply.error is not None else None)
 
-    def _start(self) -> IOLoop | None:
-        with self._lock:
-            if self._stopped or self._crash is not None:
-                return None
-            if self._loop is None:
-                _quieten_pika()
-                self._loop = IOLoop()
-                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=_THREAD_NAMES, daemon=True)
-                self._thread.start()
-            return self._loop
+    def survived(self, error: BaseException, *, doing: str) -> None:
+        """Our own code has raised what it must not, and its caller has confined that to one call, or one channel."""
+        logger.error("%s: an error of ekiden's own: %r", doing, error, exc_info=error)
+        now = time.monotonic()
+        self._survived.append(now)
+        if len(self._survived) == SURVIVES and now - self._survived[0] < WITHIN_SECONDS:
+            self.crashed(error)
 
-    def _run(self, loop: IOLoop) -> None:
+    def crashed(self, error: BaseException) -> None:
+        """Our own code has raised what it must not: the loop ends, and everyone who asks is told."""
+        if self._crash is None:
+            self._crash = error
+            logger.critical("the I/O thread has failed: %r", error, exc_info=error)
+        self.loop.stop()
+
+    def _run(self) -> None:
+        loop = IOLoop()
+        with self._lock:
+            if self._loop is not None or self._stopped:
+                loop.close()
+                return
+            self._loop = loop
         try:
+            loop.add_callback_threadsafe(self._work_off)
             loop.start()
         except BaseException as error:
             self._crash = error
@@ -270,26 +363,41 @@ class IOThread:
         finally:
             with self._lock:
                 self._stopped = True
-            for question in list(self._questions):
-                question.error = self._end()
-                question.answered.release()
-            self._questions.clear()
             loop.close()
+            self._tell_the_end()
+
+    def _tell_the_end(self) -> None:
+        for question in list(self._questions):
+            question.answer(None, self._end())
+        crash = self._end()
+        if isinstance(crash, TransportCrashed):
+            for call in list(self._at_crash):
+                try:
+                    call(crash)
+                except Exception:
+                    logger.exception("after the I/O thread had failed, it was not told to everybody")
 
     def _work_off(self) -> None:
         self._woken = False
         for _ in range(len(self._posted)):
-            self._guarded(self._posted.popleft())()
+            work = self._posted.popleft()
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - pika would take it for the connection's
+                self.crashed(error)
+
+    def _turned(self) -> None:
+        self._asked_at = None
 
     def _begin(self, question: _Question[T], make: Callable[[], Work[T]]) -> None:
-        self._questions.add(question)
-        reply = start(make())
+        try:
+            reply = start(make())
+        except Exception as error:  # noqa: BLE001 - it travels to who asks
+            question.answer(None, error)
+            return
 
         def answer() -> None:
-            if question in self._questions:
-                self._questions.remove(question)
-                question.value, question.error = (None, reply.error) if reply.error else (reply.result(), None)
-                question.answered.release()
+            question.answer(None if reply.error else reply.result(), reply.error)
 
         reply.then(answer)
 
@@ -303,10 +411,3 @@ class IOThread:
                 self.crashed(error)
 
         return guarded
-
-    def crashed(self, error: BaseException) -> None:
-        """Our own code has raised what it must not: the loop ends, and everyone who asks is told."""
-        if self._crash is None:
-            self._crash = error
-            logger.critical("the I/O thread has failed: %r", error, exc_info=error)
-        self.loop.stop()

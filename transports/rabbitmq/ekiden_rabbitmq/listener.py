@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ekiden.errors import TransportClosed, TransportError
+from ekiden.errors import TransportClosed, TransportCrashed, TransportError
 from ekiden.transport import Listener
 
 from ekiden_rabbitmq import refusals
@@ -50,6 +50,7 @@ class RabbitMQListener(Listener):
         self._channel: Channel | None = None
         self._bell = Bell()
         self._ended: Reply[None] = Reply()
+        io.at_crash(self._crashed)
 
     def receive(self, timeout: float) -> list[bytes]:
         give_up = time.monotonic() + timeout
@@ -57,6 +58,7 @@ class RabbitMQListener(Listener):
             if self._closed:
                 raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
             while not self._heard and not self._closed:
+                self._io.check()
                 left = give_up - time.monotonic()
                 if left <= 0:
                     if self._error is not None:
@@ -80,6 +82,7 @@ class RabbitMQListener(Listener):
                 return False
             self._closed = True
             self._called.notify_all()
+        self._io.not_at_crash(self._crashed)
         return True
 
     async def ended(self) -> None:
@@ -92,6 +95,9 @@ class RabbitMQListener(Listener):
         self._closed = True
 
     # On the I/O thread.
+
+    def _crashed(self, _error: TransportCrashed) -> None:
+        self._wake()
 
     async def open(self) -> None:
         """Subscribe, and from then on whenever the connection is there again."""
@@ -116,13 +122,17 @@ class RabbitMQListener(Listener):
                 except BROKER_ERRORS as error:
                     self._error = error
                     self._io.call_later(PAUSE_SECONDS, self._bell.ring)
+                except Exception as error:  # noqa: BLE001 - a bug of ours: it begins anew
+                    self._io.survived(error, doing=f"listening to the topic {self._topic}")
+                    self._io.call_later(PAUSE_SECONDS, self._bell.ring)
         self._connection.discard(self)
         try:
             if self._channel is not None:
                 await self._channel.close()
         except BROKER_ERRORS as error:
             self._error = error
-        self._ended.set(None)
+        finally:
+            self._ended.set(None)
 
     def _must_subscribe(self) -> bool:
         hears = self._channel is not None and self._channel.is_open

@@ -5,7 +5,8 @@ answered or the deadline is over. On the I/O thread a batch goes this way, in on
 
     declare    each queue (band) and delay level that is not known on this connection; a new band is announced
     write      all of it in one write, on one channel in confirm mode; each publish has the next number there
-    answers    a confirm for a number, or for all up to it: stored, or (a nack) not
+    answers    a confirm for a number, or for all up to it: stored, or (a nack) not. A nack of a broadcast is no error:
+               servers from 4.3 on answer so when the queue of one listener is just being deleted
                a returned message, before its confirm: its queue is gone. It is declared again, and published once more
                the channel is closed: one of the unanswered is refused, the server does not say which. They are
                published again one by one, each waited for: nobody pays for another's fault, some may be stored twice
@@ -13,10 +14,18 @@ answered or the deadline is over. On the I/O thread a batch goes this way, in on
 
 Every parcel is answered exactly once, with None (stored) or an error. The deadline answers what is left: it does not
 take back what was written.
+
+**What harms others is not sent.** The server ends a whole connection for a frame that is too large, so that is refused
+before. Where our own code fails with a parcel, the others of its batch are published without it.
+
+**Callers that are interrupted** (an exception out of a signal handler) leave their parcels on the way. A caller that
+publishes the same messages next, as the next one in a group commit does, waits for the same parcels: nothing is stored
+twice.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -26,11 +35,10 @@ import pika.exceptions
 from ekiden.errors import BrokerRefused, TransportError
 from ekiden.message import DEFAULT_PRIORITY, Message, unsendable
 
-from ekiden_rabbitmq import frames, refusals
+from ekiden_rabbitmq import encoding, frames, refusals
 from ekiden_rabbitmq.announcements import BandMade, encoded
 from ekiden_rabbitmq.connection import BROKER_ERRORS, Channel, Connection
-from ekiden_rabbitmq.declaring import Declarer
-from ekiden_rabbitmq.encoding import encode
+from ekiden_rabbitmq.declaring import Declarer, NotAskedFor
 from ekiden_rabbitmq.io_thread import IOThread, Reply
 from ekiden_rabbitmq.options import RabbitMQOptions
 from ekiden_rabbitmq.topology import DeclareExchange, is_temporary, queue_name, topic_key
@@ -72,7 +80,7 @@ Content = ToQueue | ToTopic | ToTransports
 class Parcel:
     """One content on its way, and what became of it. Belongs to the I/O thread once its batch was handed over."""
 
-    __slots__ = ("_batch", "content", "error", "exchange", "is_answered", "is_returned", "properties", "routing_key")
+    __slots__ = ("_batches", "content", "error", "exchange", "is_answered", "is_returned", "properties", "routing_key")
 
     def __init__(self, content: Content) -> None:
         self.content = content
@@ -82,19 +90,16 @@ class Parcel:
         self.is_returned = False
         self.is_answered = False
         self.error: Exception | None = None
-        self._batch: Batch | None = None
+        self._batches: tuple[Batch, ...] = ()
         if isinstance(content, ToQueue):
             self._encode(content)
+        elif type(content.payload) is not bytes:
+            self.answer(BrokerRefused(f"A payload is bytes, and not {type(content.payload).__name__}."))
 
     @property
     def body(self) -> bytes:
         """What is published."""
         return self.content.message.body if isinstance(self.content, ToQueue) else self.content.payload
-
-    @property
-    def message_id(self) -> str:
-        """The id of the message; nothing where it is none."""
-        return self.content.message.id if isinstance(self.content, ToQueue) else ""
 
     @property
     def is_stored(self) -> bool:
@@ -111,32 +116,49 @@ class Parcel:
         if not self.is_answered:
             self.is_answered = True
             self.error = error
-            if self._batch is not None:
-                self._batch.one_less()
+            for batch in self._batches:
+                batch.one_less()
 
     def belongs_to(self, batch: Batch) -> None:
         """Tell ``batch`` of the answer."""
-        self._batch = batch
+        self._batches = (*self._batches, batch)
+
+    def fits(self, frame_max: int) -> bool:
+        """Whether frames of so many bytes carry it; answers it where they do not."""
+        content = self.content
+        if not isinstance(content, ToQueue):
+            return True
+        message, is_copy = content.message, content.delay is not None
+        reason = encoding.too_large(message, self.properties, frame_max, is_copy=is_copy)
+        if reason is not None:
+            self.answer(BrokerRefused(f"{encoding.in_words(message)}: {reason}."))
+        return reason is None
 
     def _encode(self, content: ToQueue) -> None:
         message = content.message
-        reason = unsendable(message)
-        if reason is not None:
-            self.answer(BrokerRefused(f"message {message.id} for queue {message.queue!r}: {reason}."))
-            return
         try:
-            self.properties = encode(message, hand_outs=content.hand_outs)
+            reason = unsendable(message)
+            if reason is None and message.due is not None and not math.isfinite(message.due):
+                reason = f"it is due at {message.due}, which is no time"
+            if reason is not None:
+                raise BrokerRefused(f"{encoding.in_words(message)}: {reason}.")
+            self.properties = encoding.encode(message, hand_outs=content.hand_outs)
         except BrokerRefused as error:
             self.answer(error)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            # Of a Message whose fields are of other types than it says.
+            self.answer(BrokerRefused(f"{encoding.in_words(message)} cannot be sent: {error}."))
 
 
 class Batch:
-    """Parcels that one caller waits for."""
+    """Parcels that one caller waits for; those of ``adopted`` are on their way already, for a caller who has left."""
 
-    def __init__(self, parcels: Sequence[Parcel]) -> None:
+    def __init__(self, parcels: Sequence[Parcel], adopted: Sequence[Parcel] = ()) -> None:
         self.parcels = parcels
         self.done: Reply[None] = Reply()
-        self._left = 0
+        self.is_begun = False
+        self._adopted = adopted
+        self._left = len(adopted)
         self._finished = threading.Lock()
         self._finished.acquire()
         for parcel in parcels:
@@ -145,17 +167,37 @@ class Batch:
                 self._left += 1
         self.is_done = not self._left
 
+    def begin(self) -> bool:
+        """On the I/O thread, before all else there; False when it has begun already."""
+        if self.is_begun:
+            return False
+        self.is_begun = True
+        for parcel in self._adopted:
+            parcel.belongs_to(self)
+            if parcel.is_answered:
+                self.one_less()
+        return True
+
     def wait(self, seconds: float) -> bool:
         """In the caller's thread: whether all was answered in time."""
         return self._finished.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
+    def all(self) -> list[Parcel]:
+        """Also those that are on their way already."""
+        return [*self.parcels, *self._adopted]
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it is known of each what became of it."""
+        return all(parcel.is_answered for parcel in self.all())
+
     def unanswered(self) -> list[Parcel]:
-        """Those that wait for an answer."""
+        """Those that are to be published, and wait for an answer."""
         return [parcel for parcel in self.parcels if not parcel.is_answered]
 
     def answer_all(self, error: Exception) -> None:
         """Give up on what is unanswered."""
-        for parcel in self.unanswered():
+        for parcel in self.all():
             parcel.answer(error)
 
     def one_less(self) -> None:
@@ -165,6 +207,12 @@ class Batch:
             self.is_done = True
             self._finished.release()
             self.done.set(None)
+
+    def abandon(self) -> None:
+        """The I/O thread has failed: its caller waits no more, and nothing else goes on."""
+        if not self.is_done:
+            self.is_done = True
+            self._finished.release()
 
 
 class _Round:
@@ -212,10 +260,14 @@ class _ConfirmingChannel:
 
     async def publish(self, parcels: Sequence[Parcel]) -> _Round:
         """Write ``parcels``, and wait until the server has answered or the channel is gone."""
-        written = _Round(parcels)
-        data: list[bytes] = []
         channel = self._channel
-        for parcel in parcels:
+        frame_max = channel.frame_max
+        sending = [parcel for parcel in parcels if parcel.fits(frame_max)]
+        written = _Round(sending)
+        if not sending:
+            return written
+        data: list[bytes] = []
+        for parcel in sending:
             self._number += 1
             self._unconfirmed[self._number] = (parcel, written)
             parcel.is_returned = False
@@ -226,7 +278,7 @@ class _ConfirmingChannel:
                 parcel.properties,
                 parcel.body,
                 mandatory=parcel.must_arrive,
-                frame_max=channel.frame_max,
+                frame_max=frame_max,
             )
         channel.write(data)
         await written.ended
@@ -249,8 +301,10 @@ class _ConfirmingChannel:
             self._answered(earlier, stored)
 
     def _answered(self, number: int, stored: bool) -> None:
+        if number not in self._unconfirmed:
+            return  # nothing was published under it, or its answer has come
         parcel, written = self._unconfirmed.pop(number)
-        if not stored:
+        if not stored and parcel.must_arrive:
             self.was_refused = True
             parcel.answer(refusals.nacked(self._server, parcel.routing_key.decode()))
         elif not parcel.is_returned:
@@ -290,29 +344,75 @@ class Publisher:
         self._declarer = Declarer(connection, options)
         self._shared: _ConfirmingChannel | None = None
         self._opening: Reply[None] | None = None
+        self._left_behind: dict[tuple[str, str], tuple[float, Parcel]] = {}
 
-    def publish(self, parcels: Sequence[Parcel], *, deadline: float | None = None) -> None:
-        """Publish them, and return when each is answered. Raises only when the transport was closed.
+    def publish(self, parcels: Sequence[Parcel], *, deadline: float | None = None) -> list[Exception | None]:
+        """Publish them; returns for each, in their order, None (stored) or why it is not.
 
-        ``deadline`` (on the monotonic clock): if they are to be answered sooner than others.
+        ``deadline`` (on the monotonic clock): if they are to be answered sooner than others. Raises TransportClosed,
+        and TransportCrashed when the I/O thread fails meanwhile.
         """
         self._io.check()
-        batch = Batch(parcels)
-        if batch.is_done:
-            return
+        adopted = self._adopt(parcels) if self._left_behind else {}
+        batch = Batch([each for each in parcels if each not in adopted], [*adopted.values()])
         seconds = self._options.timeout
         if deadline is not None:
             seconds = min(seconds, max(0.0, deadline - time.monotonic()))
-        self._io.post(lambda: self.begin(batch, seconds))
-        if not batch.wait(seconds + ANSWERS_LATE_SECONDS):
-            self._io.check()
-            batch.answer_all(refusals.too_late(self._server, seconds, doing="publishing"))
+        try:
+            if not batch.is_done:
+                self._publish_and_wait(batch, seconds)
+            return [adopted.get(parcel, parcel).error for parcel in parcels]
+        except TransportError:
+            raise
+        except BaseException:  # out of a signal handler
+            self._leave_behind(batch)
+            self._io.post(lambda: self.begin(batch, seconds))  # if it was not posted, it is now
+            raise
+
+    def _publish_and_wait(self, batch: Batch, seconds: float) -> None:
+        def crashed(_crash: TransportError) -> None:
+            batch.abandon()
+
+        self._io.at_crash(crashed)
+        try:
+            self._io.check()  # after it was said what to do then
+            self._io.post(lambda: self.begin(batch, seconds))
+            if not batch.wait(seconds + ANSWERS_LATE_SECONDS):
+                self._io.check()
+                batch.answer_all(refusals.too_late(self._server, seconds, doing="publishing"))
+            elif not batch.is_answered:
+                self._io.check()
+        finally:
+            self._io.not_at_crash(crashed)
+
+    def _leave_behind(self, batch: Batch) -> None:
+        now = time.monotonic()
+        for key, (left_at, _) in list(self._left_behind.items()):
+            if left_at < now - self._options.timeout:
+                del self._left_behind[key]
+        for parcel in batch.all():
+            if isinstance(parcel.content, ToQueue):
+                message = parcel.content.message
+                self._left_behind[message.queue, message.id] = now, parcel
+
+    def _adopt(self, parcels: Sequence[Parcel]) -> dict[Parcel, Parcel]:
+        """By parcel of a caller: the one that is on its way with the same message."""
+        adopted = {}
+        for parcel in parcels:
+            if isinstance(parcel.content, ToQueue) and not parcel.is_answered:
+                message = parcel.content.message
+                _, on_its_way = self._left_behind.pop((message.queue, message.id), (0.0, None))
+                if on_its_way is not None and on_its_way.content == parcel.content:
+                    adopted[parcel] = on_its_way
+        return adopted
 
     def begin(self, batch: Batch, seconds: float | None = None) -> None:
         """Publish a batch; ``batch.done`` tells when each of its parcels is answered.
 
         ``seconds``: if they are to be answered sooner than others.
         """
+        if not batch.begin():
+            return
         patience = self._options.timeout if seconds is None else seconds
         self._io.spawn(self._publish(batch))
         if not batch.is_done:
@@ -321,14 +421,31 @@ class Publisher:
 
     async def _publish(self, batch: Batch) -> None:
         try:
+            await self._publish_in_rounds(batch.unanswered())
+        except Exception as error:  # noqa: BLE001 - a bug of ours, with one of them
+            self._io.survived(error, doing="publishing")
+            await self._publish_apart(batch.unanswered())
+
+    async def _publish_apart(self, parcels: Sequence[Parcel]) -> None:
+        """Our own code has failed with one of them: with which, shows when each is published by itself."""
+        for parcel in parcels:
+            try:
+                await self._publish_in_rounds([parcel])
+            except Exception as error:  # noqa: BLE001 - told of the batch, and to the caller
+                parcel.answer(BrokerRefused(f"{self._server}: {_doing(parcel)}: it cannot be published: {error!r}."))
+
+    async def _publish_in_rounds(self, parcels: Sequence[Parcel]) -> None:
+        try:
             for _ in range(ROUNDS):
-                await self._publish_round(batch.unanswered())
-                if batch.is_done:
+                await self._publish_round([parcel for parcel in parcels if not parcel.is_answered])
+                if all(parcel.is_answered for parcel in parcels):
                     return
         except BROKER_ERRORS as error:
-            batch.answer_all(self._told(error, doing="publishing"))
+            told = self._told(error, doing="publishing")
+            for parcel in parcels:
+                parcel.answer(told)
             return
-        for parcel in batch.unanswered():
+        for parcel in parcels:
             parcel.answer(refusals.missing_queue(self._server, parcel.routing_key.decode()))
 
     def _late(self, seconds: float) -> TransportError:
@@ -423,7 +540,7 @@ class Publisher:
                     try:
                         routed += await self._route_message(parcel, content)
                         continue
-                    except pika.exceptions.ChannelClosedByBroker as error:
+                    except (pika.exceptions.ChannelClosedByBroker, NotAskedFor) as error:
                         doing = f"declaring the queue {content.message.queue}"
                         failed[target] = self._told(error, doing=doing, right="configure")
                 parcel.answer(failed[target])
@@ -462,7 +579,7 @@ class Publisher:
             if route is not None:
                 parcel.exchange, parcel.routing_key = route.exchange.encode(), route.routing_key.encode()
                 if route.further:
-                    parcel.properties = encode(message, hand_outs=content.hand_outs, lap=True)
+                    parcel.properties = encoding.encode(message, hand_outs=content.hand_outs, lap=True)
         return [*routed, parcel]
 
     async def _route_broadcast(self, parcel: Parcel, content: Content) -> None:

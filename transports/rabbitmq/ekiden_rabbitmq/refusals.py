@@ -18,6 +18,8 @@ import pika.exceptions
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
 from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
 
+from ekiden_rabbitmq.wire import NotAMQP
+
 UNAVAILABLE, REFUSED = BrokerUnavailable, BrokerRefused
 
 Told = tuple[type[BrokerUnavailable] | type[BrokerRefused], str]
@@ -114,6 +116,14 @@ RULES = (
         UNAVAILABLE,
         "the server took a delivery back, because it was held for longer than its consumer_timeout of {timeout} ms; "
         "raise that setting at the server",
+    ),
+    # 4.3 says "-1 ms" where the delivery's subscription had been cancelled before.
+    Rule(
+        406,
+        r"delivery acknowledgement on channel \d+ timed out",
+        UNAVAILABLE,
+        "the server took a delivery back, because it was held for longer than its consumer_timeout; raise that setting "
+        "at the server",
     ),
     Rule(406, r"(?P<text>.*)", REFUSED, "the server does not take it in this form ({text})"),
     Rule(501, r"(?P<text>.*)", UNAVAILABLE, "the server could not read what it was sent ({text})"),
@@ -234,6 +244,8 @@ def _told(error: BaseException) -> Told | None:
             return UNAVAILABLE, "the server takes no messages now, because it is short of memory or disk space"
         case pika.exceptions.ConsumerCancelled():
             return UNAVAILABLE, "the queue was deleted, or moved to another server, while it was consumed"
+        case NotAMQP():
+            return UNAVAILABLE, "what is at this address does not speak AMQP 0-9-1"
         case pika.exceptions.IncompatibleProtocolError():
             return _no_amqp(error)
         case (

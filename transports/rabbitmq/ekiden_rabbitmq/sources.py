@@ -10,6 +10,7 @@ thread that receives, each in single steps; states change under the consumer's l
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
@@ -20,7 +21,7 @@ from ekiden_rabbitmq.connection import Channel
 class State(Enum):
     """PARKED: not received. HELD: handed out. ENDING: being settled or given back. SENT: the server was told.
 
-    ENDED: it is over, or it is another's.
+    ENDED: it is over. LOST: the server has taken it back, and it is another's.
     """
 
     PARKED = auto()
@@ -28,13 +29,14 @@ class State(Enum):
     ENDING = auto()
     SENT = auto()
     ENDED = auto()
+    LOST = auto()
 
 
 class Arrival:
     """One delivery: its number on the ``channel`` that it came on, and what it consists of.
 
-    ``uncounted``: it was handed out once more than it says itself. ``followed_by``: the ids of the messages of its
-    ending that are stored already; the server would not know them again.
+    ``uncounted``: it was handed out once more than it says itself. ``followed_by``: the messages of its ending that are
+    stored already, by queue and id; the server would not know them again.
     """
 
     __slots__ = (
@@ -68,7 +70,7 @@ class Arrival:
         self.body = body
         self.state = State.PARKED
         self.uncounted = False
-        self.followed_by: frozenset[str] = frozenset()
+        self.followed_by: frozenset[tuple[str, str]] = frozenset()
 
 
 class Subscription:
@@ -96,9 +98,12 @@ class Subscription:
 
 
 class Source:
-    """The messages of ``queue`` with one priority; ``name`` is the queue's at the server."""
+    """The messages of ``queue`` with one priority; ``name`` is the queue's at the server.
 
-    __slots__ = ("name", "parked", "priority", "queue", "subscription", "unacked", "was_full")
+    ``left_alone_until``: on the monotonic clock, when the server has ended the subscription.
+    """
+
+    __slots__ = ("left_alone_until", "name", "parked", "priority", "queue", "subscription", "unacked", "was_full")
 
     def __init__(self, queue: str, priority: int, name: str) -> None:
         self.queue = queue
@@ -108,6 +113,12 @@ class Source:
         self.subscription: Subscription | None = None
         self.unacked = 0
         self.was_full = False
+        self.left_alone_until = 0.0
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether it is too early to subscribe again."""
+        return self.left_alone_until > time.monotonic()
 
     def arrived(self, arrival: Arrival) -> None:
         """One more is here."""
@@ -151,7 +162,10 @@ class Sources:
     @property
     def could_have_more(self) -> bool:
         """Whether the server may have messages that it does not push, for want of a credit."""
-        return any(source.subscription is None or source.subscription.is_full for source in self.all())
+        return any(
+            source.subscription.is_full if source.subscription is not None else not source.is_left_alone
+            for source in self.all()
+        )
 
     def take(self, most: int, *, verified: bool) -> list[Arrival]:
         """Up to ``most`` of what is parked, in order: of a queue the most urgent first, the queues in turn.

@@ -9,6 +9,9 @@ another one by cancelling its subscription and making a new one. That is done ra
     one with much more room than its share gives it to others
     one beyond the first may always park one message, or an urgent one would wait behind the room that others take
 
+Where the server ends a subscription it is made again, but not at once: a queue that is just being deleted can still be
+seen (4.3, for some 50 ms), and to consume it ends the channel, or even the connection, and with it what others hold.
+
 A subscription *settles in* while what was waiting when it was made has not arrived: until then, what is less urgent
 must wait. What does not arrive, others have got: that is looked for, too.
 """
@@ -16,6 +19,7 @@ must wait. What does not arrive, others have got: that is looked for, too.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from ekiden.message import DEFAULT_PRIORITY
@@ -35,6 +39,9 @@ LOOKS_FOR_MISSING = 20
 FILLS_UP_SECONDS = 0.005
 LOOKS_WHETHER_FULL = 20
 """A subscription that is not full while messages are waiting is, after about this; and is given up on after so many."""
+
+SUBSCRIBED_AGAIN_AFTER_SECONDS = 1.0
+"""What the server has ended is left alone for so long."""
 
 LARGEST_CREDIT = 65535
 """AMQP's field has 16 bits."""
@@ -74,12 +81,15 @@ class Subscriptions:
     @property
     def is_settling_in(self) -> bool:
         """Whether something that is at the server, and for which there is room, has not arrived yet."""
-        return any(one.subscription is None or one.subscription.is_settling_in for one in self._sources.all())
+        return any(
+            one.subscription.is_settling_in if one.subscription is not None else not one.is_left_alone
+            for one in self._sources.all()
+        )
 
     @property
     def is_short(self) -> bool:
         """Whether a source has no subscription, or had room for nothing more since this was last adjusted."""
-        return any(one.subscription is None or one.was_full for one in self._sources.all())
+        return any(one.was_full or (one.subscription is None and not one.is_left_alone) for one in self._sources.all())
 
     async def adjust(self, channel: Channel, demand: int) -> None:
         """Give each source a credit, for ``demand`` deliveries in this process."""
@@ -87,6 +97,7 @@ class Subscriptions:
         self._window = min(self._prefetch, max(self._window, 1 << max(0, demand - 1).bit_length()))
         sources = self._sources.all()
         wanting = [one for one in sources if one.subscription is None or one.subscription.is_full or one.was_full]
+        wanting = [one for one in wanting if not one.is_left_alone]
         waiting = await self._waiting(wanting)
         # What nobody needs goes to those where messages have come, or else to the ordinary ones.
         lively = {one for one in sources if one.was_full or (one.subscription and one.subscription.arrived)}
@@ -142,10 +153,11 @@ class Subscriptions:
             await self._cancelling
 
     def cancelled_by_server(self, tag: str) -> None:
-        """The server has ended a subscription: its queue was deleted, or moved."""
+        """The server has ended a subscription: its queue was deleted, or moved, or it held something for too long."""
         for source in self._sources.all():
             if source.subscription is not None and source.subscription.tag == tag:
                 source.subscription = None
+                source.left_alone_until = time.monotonic() + SUBSCRIBED_AGAIN_AFTER_SECONDS
                 self._declarer.forget(source.name)
 
     def lost(self) -> None:
@@ -178,7 +190,7 @@ class Subscriptions:
         """Whether a source is to have another subscription, with this credit."""
         subscription = source.subscription
         if subscription is None:
-            return True
+            return not source.is_left_alone
         free = subscription.credit - subscription.unacked
         if not looked:
             return 2 * credit <= free  # others need what it has

@@ -5,11 +5,12 @@
     reply.7c41               queue      a temporary queue: gone 60 s after its last consumer
     ekiden.topics            direct     broadcasts, by topic; each listener has an exclusive queue of its own
     ekiden.announcements     fanout     what the transports of this prefix tell each other
+    ekiden.consumer.7c41     queue      shows for a minute that a consumer was opened: see ``announcements``
     ekiden.delay.07-12.8s    topic, queue    the levels of delay, shared by the virtual host: see ``delays``
     ekiden.delivery          topic      from the last level to the queue that a delayed message is for
     ekiden.stranded          fanout, queue   delayed messages whose queue has been deleted meanwhile
 
-The prefix of the URL stands before all of these but the last three.
+The prefix of the URL stands before all of these but the last four.
 
 **How to make a queue or exchange** (``DeclareQueue``, ``DeclareExchange``): on a channel that serves for nothing else,
 declare it passively. It exists: adopt it as it is, whatever its arguments. 404 (the channel is closed): declare it on
@@ -34,11 +35,15 @@ from ekiden_rabbitmq.versions import Differences
 LONGEST_NAME_BYTES = 255
 """AMQP carries the names of queues and exchanges, and routing keys, in short strings."""
 
+LONGEST_NAME_BYTES_BEYOND_ASCII = 128
+"""Servers from 4.0 on close the connection (541) when what they say of a queue has 255 characters but more bytes."""
+
 REPLY_QUEUE_EXPIRES_SECONDS = 60.0
+MARK_EXPIRES_SECONDS = 60.0
 LISTENER_HOLDS = 10_000
 """Broadcasts that a listener may be behind; the oldest are dropped."""
 
-ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
+ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 403, 404, 405, 406
 
 Argument = str | int
 Arguments = Mapping[str, Argument]
@@ -129,7 +134,7 @@ class Topology(msgspec.Struct, frozen=True):
         return DeclareQueue(queue_name(self.options.prefix, queue, priority), arguments)
 
     def reply_queue(self, queue: str) -> DeclareQueue:
-        """A temporary queue. Durable, because servers from 4.3 on refuse shared queues that are not."""
+        """A temporary queue. Durable: shared queues that are not are deprecated, and a server may refuse them."""
         return DeclareQueue(
             queue_name(self.options.prefix, queue, DEFAULT_PRIORITY),
             {**self._classic_arguments(), "x-expires": round(REPLY_QUEUE_EXPIRES_SECONDS * 1000)},
@@ -139,6 +144,13 @@ class Topology(msgspec.Struct, frozen=True):
         """The queue of one listener, named by the server, which ends with its connection."""
         arguments = {**self._classic_arguments(), "x-max-length": LISTENER_HOLDS}
         return DeclareQueue("", arguments, durable=False, exclusive=True, auto_delete=True)
+
+    def mark(self, name: str, instance: str) -> DeclareQueue:
+        """The queue that a consumer leaves behind when it opens: none but its connection can have made it."""
+        text = f"{self.options.prefix}\n{name}\n{instance}".encode(errors="surrogatepass")
+        digest = blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()
+        arguments = {**self._classic_arguments(), "x-expires": round(MARK_EXPIRES_SECONDS * 1000)}
+        return DeclareQueue(f"ekiden.consumer.{digest}", arguments, durable=False, exclusive=True)
 
     @property
     def topics(self) -> DeclareExchange:
@@ -184,10 +196,16 @@ def is_temporary(queue: str) -> bool:
 
 
 def shortened(name: str, ending: str = "") -> str:
-    """``name`` + ``ending`` where AMQP can carry it; else as much of ``name`` as fits, its digest, and ``ending``."""
-    encoded = name.encode()
-    if len(encoded) + len(ending) <= LONGEST_NAME_BYTES:
+    """``name`` + ``ending`` where AMQP and the server can carry it.
+
+    Else as much of ``name`` as fits, its digest, and ``ending``. Total: half of a surrogate pair, which no encoding
+    carries, is left out, and counts in the digest.
+    """
+    encoded = name.encode(errors="surrogatepass")
+    carried = encoded.decode(errors="ignore")
+    longest = LONGEST_NAME_BYTES if name.isascii() else LONGEST_NAME_BYTES_BEYOND_ASCII
+    if len(encoded) + len(ending) <= longest and carried == name:
         return name + ending
     digest = blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest()
-    room = LONGEST_NAME_BYTES - len(digest) - len(ending) - 1
+    room = longest - len(digest) - len(ending) - 1
     return f"{encoded[:room].decode(errors='ignore')}~{digest}{ending}"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ekiden.errors import TransportClosed, TransportError
+from ekiden.loggers import safe_logger
 from ekiden.message import (
     STORED,
     Depth,
@@ -43,11 +44,16 @@ from ekiden_rabbitmq.options import RabbitMQOptions, connection_parameters, opti
 from ekiden_rabbitmq.publishing import Batch, Parcel, Publisher, ToQueue, ToTopic, ToTransports
 from ekiden_rabbitmq.sources import Sources
 from ekiden_rabbitmq.topology import queue_name
-from ekiden_rabbitmq.warnings import warnings_about
+from ekiden_rabbitmq.warnings import delivery_limits, warnings_about
+
+logger = safe_logger("ekiden_rabbitmq")
 
 T = TypeVar("T")
 
 GOODBYE_WITHIN_SECONDS = 2.0
+
+ANY_RIGHT = "configure, write or read"
+"""One of them is enough to look at a queue, where looking takes a right at all (4.3)."""
 
 
 class RabbitMQTransport(Transport):
@@ -81,8 +87,12 @@ class RabbitMQTransport(Transport):
         self._begin()
 
     def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._begin_io()
+
+    def _begin_io(self) -> None:
+        """An I/O thread, and what belongs to it: at first, in a forked child, and after the last one has crashed."""
         options = self._options
-        self._lock = threading.Lock()
         self._open: dict[RabbitMQConsumer | RabbitMQListener, None] = {}
         self._intakes: dict[tuple[str, str], Intake] = {}
         self._io = io = IOThread()
@@ -90,9 +100,11 @@ class RabbitMQTransport(Transport):
         self._consuming = self._connection("consuming")
         self._publisher = Publisher(io, self._publishing, options, server=self._server)
         self._declarer = Declarer(self._consuming, options)
-        self._announcements = Announcements(self._consuming, self._declarer, self._heard)
+        self._announcements = Announcements(self._consuming, self._declarer, heard=self._heard, deaf=self._deaf)
         self._bands = Bands(self._declarer, self._announcements, options.prefix, self._consuming)
         self._cursors = Cursors()
+        for connection in (self._publishing, self._consuming):
+            io.at_crash(lambda _error, connection=connection: connection.drop())  # type: ignore[misc]
 
     def _connection(self, purpose: str) -> Connection:
         # When it connects, not now: after a fork this runs where every millisecond counts.
@@ -101,11 +113,8 @@ class RabbitMQTransport(Transport):
 
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
-        parcels = [Parcel(ToQueue(message)) for message in messages]
-        self._publisher.publish(parcels, deadline=deadline)
-        return [
-            STORED if parcel.error is None else Published(PublishOutcome.FAILED, parcel.error) for parcel in parcels
-        ]
+        errors = self._publisher.publish([Parcel(ToQueue(message)) for message in messages], deadline=deadline)
+        return [STORED if error is None else Published(PublishOutcome.FAILED, error) for error in errors]
 
     def consumer(
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False
@@ -150,7 +159,7 @@ class RabbitMQTransport(Transport):
 
     def depth(self, queue: str) -> Depth:
         self._check_open()
-        return self._ask(lambda: self._depth(queue), doing=f"looking at the queue {queue}", right="configure")
+        return self._ask(lambda: self._depth(queue), doing=f"looking at the queue {queue}", right=ANY_RIGHT)
 
     def purge(self, queue: str) -> int:
         self._check_open()
@@ -158,11 +167,9 @@ class RabbitMQTransport(Transport):
 
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
         self._check_open()
-        parcels = [Parcel(ToTopic(topic, payload)) for payload in payloads]
-        self._publisher.publish(parcels)
-        for parcel in parcels:
-            if parcel.error is not None:
-                raise parcel.error
+        for error in self._publisher.publish([Parcel(ToTopic(topic, payload)) for payload in payloads]):
+            if error is not None:
+                raise error
 
     def listen(self, topic: str) -> Listener:
         self._check_open()
@@ -179,7 +186,16 @@ class RabbitMQTransport(Transport):
 
     def warnings(self, queues: Sequence[str]) -> list[str]:
         self._check_open()
-        return self._ask(lambda: self._warnings(queues), doing="looking at how the server is set up", right="configure")
+        return self._ask(lambda: self._warnings(queues), doing="looking at how the server is set up", right=ANY_RIGHT)
+
+    def delivery_limits(self, queues: Sequence[str]) -> dict[str, int]:
+        self._check_open()
+        doing = "looking at how queues were declared"
+        return self._ask(
+            lambda: self._look(lambda declarer: delivery_limits(queues, declarer, self._options)),
+            doing=doing,
+            right=ANY_RIGHT,
+        )
 
     @property
     def longest_hold(self) -> float | None:
@@ -188,6 +204,10 @@ class RabbitMQTransport(Transport):
         if classic and server is not None and not server.differences.classic_consumer_timeout:
             return None
         return self._options.consumer_timeout
+
+    def stalled(self) -> str | None:
+        seconds = self._io.stalled()
+        return None if seconds is None else f"{self._server}: the I/O thread has not moved for {seconds:.0f} s"
 
     def close(self) -> None:
         with self._lock:
@@ -217,8 +237,9 @@ class RabbitMQTransport(Transport):
         if intake.is_closing:
             return
         self._intakes[name, instance] = intake
+        announcement = await self._announcements.of_consumer(name, instance)
         # Not waited for: while the server blocks publishers, consumers can be opened.
-        self._publisher.begin(Batch([Parcel(ToTransports(encoded(ConsumerOpened(name, instance))))]))
+        self._publisher.begin(Batch([Parcel(ToTransports(encoded(announcement)))]))
 
     def _heard(self, announcement: Announcement) -> None:
         match announcement:
@@ -227,9 +248,26 @@ class RabbitMQTransport(Transport):
                 for intake in self._intakes.values():
                     intake.band_made(queue)
             case ConsumerOpened(name, instance):
-                for (its_name, its_instance), intake in self._intakes.items():
-                    if its_name == name and its_instance != instance:
-                        intake.give_up_what_is_held()
+                earlier = [key for key in self._intakes if key[0] == name and key[1] != instance]
+                if earlier:
+                    self._io.spawn(self._give_way(announcement, earlier))
+
+    def _deaf(self) -> None:
+        self._bands.look_again()
+        for intake in self._intakes.values():
+            intake.look_again()
+
+    async def _give_way(self, to: ConsumerOpened, earlier: Sequence[tuple[str, str]]) -> None:
+        try:
+            is_true = await self._announcements.is_true(to)
+        except BROKER_ERRORS:
+            return  # the connection is lost, and what was held on it
+        if not is_true:
+            logger.warning("a consumer named %r is announced that there is not", to.name)
+            return
+        for key in earlier:
+            if key in self._intakes:
+                self._intakes[key].give_up_what_is_held()
 
     async def _names(self, queue: str) -> dict[str, int]:
         """The names at the server of a queue's bands, by their priority, the most urgent first."""
@@ -255,9 +293,18 @@ class RabbitMQTransport(Transport):
         return await browse(self._consuming, self._cursors, queue, there, after=after, limit=limit)
 
     async def _warnings(self, queues: Sequence[str]) -> list[str]:
-        return await warnings_about(
-            queues, self._declarer, self._options, publishing=self._publishing, url=self._server
-        )
+        def ask(declarer: Declarer) -> Work[list[str]]:
+            return warnings_about(queues, declarer, self._options, publishing=self._publishing, url=self._server)
+
+        return await self._look(ask)
+
+    async def _look(self, ask: Callable[[Declarer], Work[T]]) -> T:
+        """Ask on a connection of its own, where an answer that ends the connection harms nobody."""
+        connection = self._connection("looking")
+        try:
+            return await ask(Declarer(connection, self._options))
+        finally:
+            await connection.close(GOODBYE_WITHIN_SECONDS)
 
     async def _end_all(self, ending: Sequence[RabbitMQConsumer | RabbitMQListener]) -> None:
         for one in [start(one.ended()) for one in ending]:
@@ -273,6 +320,8 @@ class RabbitMQTransport(Transport):
     def _ask(self, make: Callable[[], Work[T]], *, doing: str, right: str = "") -> T:
         try:
             return self._io.ask(make, self._options.timeout, what=f"{self._server}: {doing}")
+        except TransportError:
+            raise
         except BROKER_ERRORS as error:
             raise refusals.refusal(error, self._server, doing=doing, right=right) from error
 
@@ -284,3 +333,7 @@ class RabbitMQTransport(Transport):
     def _check_open(self) -> None:
         if self._closed:
             raise TransportClosed(f"{self._server} was closed here; open it again.")
+        if self._io.has_crashed:
+            with self._lock:
+                if self._io.has_crashed:
+                    self._begin_io()

@@ -2,8 +2,8 @@
 
 Sources: the release notes of 3.8.0, 3.10.0, 4.0.1 and 4.3.0, and the pages "Quorum Queues", "Dead Letter Exchanges",
 "Time-To-Live", "Consumers" (delivery acknowledgement timeout), "Deprecated Features" and "Configuration"
-(max_message_size) of the documentation. Run against: 3.10.8. What is said of 4.0 and later was read,
-not run.
+(max_message_size) of the documentation. Run against: 3.10.8, 4.0.5 and 4.3.6. What is said of other versions
+was read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Differences(msgspec.Struct, frozen=True, kw_only=True):
     quorum queue, the largest counts. ``nack_counts``: ``basic.nack`` with requeue raises ``x-delivery-count``.
     ``delivery_limit``: after so many counted deliveries a quorum queue drops a message, unless it was declared
     otherwise; None is never. ``unlimited_deliveries``: the value of ``x-delivery-limit`` that says never; None where
-    nothing needs to be said. ``shared_transient_queues``: queues that are neither durable nor exclusive are allowed.
-    ``looking_needs_configure``: a passive declaration needs the configure permission.
+    nothing needs to be said. ``looking_needs_a_right``: a passive declaration needs the configure, the write or the
+    read permission; before, none.
     ``classic_consumer_timeout``: the consumer timeout (30 minutes) holds on classic queues too.
     ``consumer_timeout_cancels``: it cancels the consumer; before, it closed the channel.
     ``largest_message``: the default of ``max_message_size`` in bytes; the server tells no client what it is.
@@ -39,8 +39,7 @@ class Differences(msgspec.Struct, frozen=True, kw_only=True):
     nack_counts: bool
     delivery_limit: int | None
     unlimited_deliveries: int | None
-    shared_transient_queues: bool
-    looking_needs_configure: bool
+    looking_needs_a_right: bool
     classic_consumer_timeout: bool
     consumer_timeout_cancels: bool
     largest_message: int
@@ -54,8 +53,7 @@ _OLDEST = Differences(
     nack_counts=True,
     delivery_limit=None,
     unlimited_deliveries=None,
-    shared_transient_queues=True,
-    looking_needs_configure=False,
+    looking_needs_a_right=False,
     classic_consumer_timeout=True,
     consumer_timeout_cancels=False,
     largest_message=128 * MIB,
@@ -88,8 +86,7 @@ _4_3 = msgspec.structs.replace(
     since=(4, 3),
     hand_out_counters=("x-delivery-count", "x-acquired-count"),
     nack_counts=False,
-    shared_transient_queues=False,
-    looking_needs_configure=True,
+    looking_needs_a_right=True,
     classic_consumer_timeout=False,
     consumer_timeout_cancels=True,
 )
@@ -134,6 +131,6 @@ def _version(text: object) -> Version:
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
         if not digits:
             break
-        numbers.append(int(digits))
+        numbers.append(int(digits[:9]))
     major, minor, patch, *_ = (*numbers, 0, 0, 0)
     return major, minor, patch

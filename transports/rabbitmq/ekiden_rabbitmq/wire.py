@@ -17,11 +17,13 @@ is private in pika:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import pika
+import pika.exceptions
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.adapters.utils import nbio_interface
 from pika.adapters.utils.connection_workflow import AbstractAMQPConnectionWorkflow
@@ -63,6 +65,13 @@ class _Content:
 
 _CONTENT_METHODS = frozenset((frames.BASIC_DELIVER, frames.BASIC_GET_OK, frames.BASIC_RETURN))
 _CONFIRMS = frozenset((frames.BASIC_ACK, frames.BASIC_NACK))
+
+
+_PROTOCOL = b"AMQP"
+
+
+class NotAMQP(pika.exceptions.AMQPError):
+    """What came is no frame."""
 
 
 class WireConnection(SelectConnection):
@@ -115,6 +124,13 @@ class WireConnection(SelectConnection):
         """Drop the connection without a word to the other side; ends in the callback for a closed connection."""
         self._terminate_stream(error)
 
+    def drop(self) -> None:
+        """Close the socket. Only when the loop has ended, and nothing else can be done any more."""
+        opened = getattr(self._transport, "_sock", None)
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                opened.close()
+
     def _proto_connection_made(self, transport: nbio_interface.AbstractStreamTransport) -> None:
         transport._MAX_RECV_BYTES = READ_AT_ONCE_BYTES
         super()._proto_connection_made(transport)
@@ -134,7 +150,9 @@ class WireConnection(SelectConnection):
             kind, channel, size = frames.FRAME.unpack_from(data, position)
             after = position + size + frames.OVERHEAD
             if kind > frames.HEARTBEAT:
-                after = end  # not AMQP: pika knows what to make of it
+                if not data.startswith(_PROTOCOL, position):
+                    raise NotAMQP(data[position : position + 20])
+                after = end  # another version's greeting: pika knows what to make of it
             if after > end:
                 break
             if not self._is_ours(kind, channel, data[position + 7 : after - 1], told):
@@ -153,8 +171,11 @@ class WireConnection(SelectConnection):
     def _is_ours(self, kind: int, channel: int, payload: bytes, told: set[Reader]) -> bool:
         """Take a frame that belongs to a content or is a confirm; False: it is pika's."""
         reader = self.readers.get(channel)
-        if reader is None or kind > frames.BODY:
+        if kind > frames.BODY:
             return False
+        if reader is None:
+            # Of one that was broken off, the rest of a content is nobody's; pika has not seen its beginning.
+            return kind != frames.METHOD and channel in self._contents
         if kind != frames.METHOD:
             if self._take(kind, channel, payload, reader):
                 told.add(reader)
@@ -190,17 +211,25 @@ def connect(
     parameters: Sequence[pika.ConnectionParameters],
     loop: IOLoop,
     *,
+    on_tried: Callable[[WireConnection], None],
     on_done: Callable[[Any], None],
     failed: Callable[[Exception], None],
 ) -> AbstractAMQPConnectionWorkflow:
     """Try these one after the other; ``on_done`` is called with a WireConnection, or with an exception.
 
-    ``failed`` is called with what our own code raised while it read.
+    ``on_tried`` is called with each connection that is not open yet, ``failed`` with what reading has raised; pika ends
+    the connection then.
     """
     nbio = SelectorIOServicesAdapter(loop)
+
+    def make(one: pika.connection.Parameters) -> WireConnection:
+        made = WireConnection(one, nbio, failed)
+        on_tried(made)
+        return made
+
     return WireConnection._start_connection_workflow(
         connection_configs=parameters,
-        connection_factory=lambda one: WireConnection(one, nbio, failed),
+        connection_factory=make,
         nbio=nbio,
         workflow=None,
         on_done=on_done,
