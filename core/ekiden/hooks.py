@@ -82,7 +82,9 @@ class Signal:
             if wanted is None or wanted is from_sender or wanted == from_sender:
                 try:
                     receiver(sender=from_sender, **fields)
-                except BaseException:
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                        raise  # it is not the receiver's: somebody ends the program
                     logger.exception("signal %s: the receiver %r failed", self.name, receiver)
 
 

@@ -11,9 +11,10 @@ A value is carried as JSON; bytes are carried as they are. What was got stays yo
 you ack or release it or close the connection: a thread of the connection renews the leases. It starts with the first
 ``get`` and ends with ``close``, or with the main thread for a connection that nobody closes.
 
-A connection may be used by any thread. Its Publisher keeps those apart who put; each queue's ``_receiving`` those who
-get, and its ``_ending`` those who ack, release and renew, and guards what is held. After a fork the child's connection
-works as one that was just opened, and what the parent got is the parent's.
+A connection may be used by any thread. Its Publisher keeps those apart who put. Each queue's ``_receiving`` is the line
+of those who get, the first of whom receives; its ``_ending`` keeps those apart who ack, release and renew, and guards
+what is held. After a fork the child's connection works as one that was just opened, and what the parent got is the
+parent's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -71,6 +74,7 @@ _HOW = Publishing(timeout=60.0, retry=None)
 """A put ends within the transport's own time limit; this is for the line of those who put at the same time."""
 
 _LONGEST_WAIT = 10.0
+_LOOK_AGAIN = 0.2
 _MAIN_THREAD_LOOKED_AT_EVERY = 1.0
 
 # The first byte of a payload on a topic, which has no headers: what the others are.
@@ -206,7 +210,7 @@ class Queue:
 
     def forget(self) -> None:
         """Begin anew: what was held is another process's."""
-        self._receiving = threading.Lock()
+        self._receiving: dict[SimpleQueue[None], None] = {}
         self._ending = threading.Lock()
         self._consumer: Consumer | None = None
         self._held: dict[str, Received] = {}
@@ -252,16 +256,26 @@ class Queue:
         """
         give_up = _end_of(timeout)
         self._connection.opened()
-        with self._receiving:
+        line, called = self._receiving, SimpleQueue[None]()
+        try:
+            line[called] = None
             while True:
                 wait = _LONGEST_WAIT if give_up is None else min(_LONGEST_WAIT, max(0.0, give_up - time.monotonic()))
-                self._check_room()
-                deliveries = self._receive(wait)
-                if deliveries:
-                    return self._hand_out(deliveries[0])
+                if list(line)[:1] != [called]:
+                    with suppress(Empty):
+                        called.get(timeout=min(wait, _LOOK_AGAIN))
+                else:
+                    self._check_room()
+                    deliveries = self._receive(wait)
+                    if deliveries:
+                        return self._hand_out(deliveries[0])
                 self._connection.opened()
                 if give_up is not None and time.monotonic() >= give_up:
                     return None
+        finally:
+            line.pop(called, None)  # the first call: an interruption comes before the try, or after this
+            for first in list(line)[:1]:
+                first.put(None)
 
     def iterate(self, *, timeout: float | None = None) -> Iterator[Received]:
         """Items as they come, until none came for ``timeout`` seconds or the connection was closed."""

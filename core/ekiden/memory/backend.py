@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
@@ -42,24 +41,25 @@ class MemoryBackend(Backend):
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
         store = self._opened(ids)
+        wait = Wait(set(ids))
+        try:
+            with store.lock:
+                final = store.final(ids)
+                if final or timeout <= 0:
+                    return final
+                store.waits.add(wait)
+                self._waits.add(wait)
+            if not self._closed:
+                wait.called.wait(timeout)
+        finally:
+            store.waits.discard(wait)
+            self._waits.discard(wait)
         with store.lock:
-            final = store.final(ids)
-            if final or timeout <= 0:
-                return final
-            wait = Wait(set(ids), threading.Condition(store.lock))
-            store.waits.add(wait)
-            self._waits.add(wait)
-            try:
-                wait.called.wait_for(lambda: wait.over or self._closed, min(timeout, threading.TIMEOUT_MAX))
-            finally:
-                store.waits.discard(wait)
-                self._waits.discard(wait)
             return store.final(ids)
 
     def wake(self) -> None:
-        with self._store.lock:
-            for wait in self._waits:
-                wait.end()
+        for wait in list(self._waits):
+            wait.end()
 
     def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         store = self._opened(ids)

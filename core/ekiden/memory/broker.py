@@ -37,56 +37,69 @@ class Queue:
         self.ready: list[deque[Held]] = [deque() for _ in range(HIGHEST_PRIORITY + 1)]
         self.delayed: list[tuple[float, int, Held]] = []
         self.waiting: dict[MemoryConsumer, None] = {}
-        self._most_urgent_first = self.ready[::-1]
+        self.most_urgent_first = self.ready[::-1]
         self._broker = broker
 
     def add(self, message: Message, order: int) -> bool:
         if message.id in self.held:
             return False
-        held = self.held[message.id] = Held(copied(message), self, order)
-        if message.due is not None and message.due > time.time():
-            self.postpone(held, message.due)
-        else:
-            self.ready[message.priority].append(held)
-            if self.waiting:
-                self.call_one()
+        held = Held(copied(message), self, order)
+        line = self.ready[message.priority]
+        is_delayed = message.due is not None and message.due > time.time()
+        try:
+            if is_delayed:
+                heapq.heappush(self.delayed, (message.due or 0.0, order, held))
+            else:
+                line.append(held)
+            self.held[message.id] = held
+            self._broker.size += 1
+        except BaseException:  # interrupted: it is stored, or it is not, but not by half
+            self._forget(held)
+            raise
+        if is_delayed and self.delayed[0][2] is held:
+            self.call_all()  # they wait for the first one to be due, and that is another one now
+        elif self.waiting and not is_delayed:
+            self.call_one()
         return True
 
+    def _forget(self, held: Held) -> None:
+        self.delayed = [each for each in self.delayed if each[2] is not held]
+        heapq.heapify(self.delayed)
+        line = self.ready[held.message.priority]
+        if line and line[-1] is held:
+            line.pop()
+        self.remove(held)
+
     def postpone(self, held: Held, due: float) -> None:
-        held.lease_end = None
         heapq.heappush(self.delayed, (due, held.order, held))
+        held.lease_end = None
         if self.delayed[0][2] is held:
             self.call_all()  # they wait for the first one to be due, and that is another one now
 
     def give_back(self, held: Held) -> None:
-        held.lease_end = None
         self.ready[held.message.priority].appendleft(held)
+        held.lease_end = None
         if self.waiting:
             self.call_one()
 
     def remove(self, held: Held) -> None:
-        del self.held[held.message.id]
-        self._broker.size -= 1
+        if self.held.get(held.message.id) is held:
+            del self.held[held.message.id]
+            self._broker.size -= 1
 
     def move_due(self, wall_clock: float) -> None:
         while self.delayed and self.delayed[0][0] <= wall_clock:
-            held = heapq.heappop(self.delayed)[2]
+            held = self.delayed[0][2]
             self.ready[held.message.priority].append(held)
+            heapq.heappop(self.delayed)
 
     def has_ready(self) -> bool:
         return any(self.ready)
 
-    def take(self, limit: int) -> list[Held]:
-        taken: list[Held] = []
-        for line in self._most_urgent_first:
-            while line and len(taken) < limit:
-                taken.append(line.popleft())
-        return taken
-
     def call_one(self) -> None:
         consumer = next(iter(self.waiting))
+        consumer.called.ring()
         del self.waiting[consumer]
-        consumer.called.notify()
 
     def call_all(self) -> None:
         while self.waiting:
@@ -106,11 +119,11 @@ class Queue:
 
     def purge(self) -> int:
         doomed = [held for line in self.ready for held in line] + [held for _, _, held in self.delayed]
+        for held in doomed:
+            self.remove(held)
         for line in self.ready:
             line.clear()
         self.delayed.clear()
-        for held in doomed:
-            self.remove(held)
         return len(doomed)
 
 
@@ -150,10 +163,7 @@ class Broker:
             if message.queue.startswith(REPLY_PREFIX):
                 return True  # nobody waits for this reply any more
             queue = self.queue(message.queue)
-        if not queue.add(message, next(self._orders)):
-            return False
-        self.size += 1
-        return True
+        return queue.add(message, next(self._orders))
 
     def take_back_ended_leases(self, now: float) -> None:
         if now < self.next_lease_end:
@@ -167,8 +177,9 @@ class Broker:
                     break
                 ended.append(tag)
             for tag in reversed(ended):
-                held = consumer.leased.pop(tag)
+                held = consumer.leased[tag]
                 held.queue.give_back(held)
+                del consumer.leased[tag]
 
     def enter(self, consumer: MemoryConsumer) -> None:
         for earlier in self.consumers:
@@ -191,8 +202,9 @@ class Broker:
 
     def _take_back_all(self, consumer: MemoryConsumer) -> None:
         while consumer.leased:
-            _, held = consumer.leased.popitem(last=True)
+            tag, held = next(reversed(consumer.leased.items()))
             held.queue.give_back(held)
+            del consumer.leased[tag]
 
 
 def copied(message: Message) -> Message:

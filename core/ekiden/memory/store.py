@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+from ekiden.memory.wakeup import Wakeup
 from ekiden.results import BeginOutcome, Begun, Record, Start, StoredResult
 from ekiden.states import RETRY, STARTED, is_final, may_follow
 
@@ -18,16 +19,14 @@ Value = TypeVar("Value")
 class Wait:
     """Somebody waits for one of ``ids`` to be final."""
 
-    __slots__ = ("called", "ids", "over")
+    __slots__ = ("called", "ids")
 
-    def __init__(self, ids: set[str], called: threading.Condition) -> None:
+    def __init__(self, ids: set[str]) -> None:
         self.ids = ids
-        self.called = called
-        self.over = False
+        self.called = Wakeup()
 
     def end(self) -> None:
-        self.over = True
-        self.called.notify()
+        self.called.ring()
 
 
 class Store:
@@ -60,7 +59,7 @@ class Store:
         return [result for result in found if result is not None and is_final(result.state)]
 
     def call(self, final_ids: set[str]) -> None:
-        for wait in self.waits:
+        for wait in list(self.waits):
             if not wait.ids.isdisjoint(final_ids):
                 wait.end()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed
 from ekiden.memory.broker import Broker, Held, copied
 from ekiden.memory.options import MemoryOptions
 from ekiden.memory.shared import in_this_process, name_in
+from ekiden.memory.wakeup import Wakeup
 from ekiden.message import (
     DUPLICATE,
     LOST,
@@ -30,6 +30,9 @@ from ekiden.message import (
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
 from ekiden.urls import BrokerURL
 
+LOOK_AGAIN_SECONDS = 1.0
+SHORTEST_WAIT_SECONDS = 0.0001
+
 
 class MemoryTransport(Transport):
     """A broker in this process. It copies what it is given, so nobody shares a value with anybody."""
@@ -38,7 +41,7 @@ class MemoryTransport(Transport):
         summary="a broker inside one process, for tests and for work that may be lost with it",
         durability="none: everything is gone when the process ends",
         hand_over="follow-ups are stored and the delivery is settled in one act",
-        wake_up="a condition variable per waiting consumer",
+        wake_up="each waiting consumer by itself",
         shortest_lease=0.01,
         dead_consumer_noticed_within=0.0,
         wakes_within=0.0,
@@ -172,7 +175,7 @@ class MemoryConsumer(Consumer):
         # Every lease is equally long, so the order of handing out and extending is the order in which they end.
         self.leased: OrderedDict[int, Held] = OrderedDict()
         self.queues = [broker.queue(queue) for queue in dict.fromkeys(queues)]
-        self.called = threading.Condition(broker.lock)
+        self.called = Wakeup()
         self._broker = broker
         self._prefetch = prefetch
         self._strict = strict
@@ -182,17 +185,20 @@ class MemoryConsumer(Consumer):
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         give_up = time.monotonic() + timeout
-        with self._broker.lock:
-            self._check_open()
-            try:
-                while not self._stopped:
+        self._check_open()
+        try:
+            while True:
+                with self._broker.lock:
+                    if self._stopped:
+                        return []
                     room = min(limit, self._prefetch - len(self.leased))
                     received = self._claim(room)
-                    if received or not self._wait(give_up, has_room=room > 0):
-                        return received
-                return []
-            finally:
-                self._call_others()
+                    seconds = 0.0 if received else self._enter_waiting(give_up, has_room=room > 0)
+                if seconds <= 0:
+                    return received
+                self.called.wait(seconds)
+        finally:
+            self._leave_waiting()
 
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         with self._broker.lock:
@@ -204,13 +210,16 @@ class MemoryConsumer(Consumer):
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         with self._broker.lock:
             self._check_open()
-            returned = [held for delivery in deliveries if (held := self.leased.pop(delivery.tag, None)) is not None]
-            for held in reversed(returned):
+            for delivery in reversed(deliveries):
+                held = self.leased.get(delivery.tag)
+                if held is None:
+                    continue
                 held.attempt -= not keep_attempt
                 if delay > 0:
                     held.queue.postpone(held, time.time() + delay)
                 else:
                     held.queue.give_back(held)
+                del self.leased[delivery.tag]
             self._tell_of_room()
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
@@ -222,14 +231,14 @@ class MemoryConsumer(Consumer):
     def stop(self) -> None:
         with self._broker.lock:
             self._stopped = True
-            self.called.notify()
+            self.called.ring()
 
     def close(self) -> None:
         with self._broker.lock:
             if not self._closed:
-                self._closed = self._stopped = True
-                self.called.notify()
                 self._broker.leave(self)
+                self._closed = self._stopped = True
+                self.called.ring()
 
     def _claim(self, room: int) -> list[Delivery]:
         now = time.monotonic()
@@ -238,21 +247,21 @@ class MemoryConsumer(Consumer):
             return []
         lease_end = now + self.lease
         self._broker.next_lease_end = min(self._broker.next_lease_end, lease_end)
-        return [self._hand_out(held, lease_end) for held in self._next_in_turn(room)]
-
-    def _next_in_turn(self, room: int) -> list[Held]:
         wall_clock = time.time()
-        taken: list[Held] = []
+        received: list[Delivery] = []
         for queue in list(self.queues):
-            if len(taken) == room:
+            if len(received) == room:
                 break
             queue.move_due(wall_clock)
             if queue.has_ready():
-                taken += queue.take(room - len(taken))
-                if not self._strict:
-                    self.queues.remove(queue)
-                    self.queues.append(queue)  # who was served stands at the back
-        return taken
+                for line in queue.most_urgent_first:
+                    while line and len(received) < room:
+                        received.append(self._hand_out(line[0], lease_end))
+                        line.popleft()
+                if not self._strict and len(self.queues) > 1:
+                    # Who was served stands at the back. One assignment, so that no interruption can lose a queue.
+                    self.queues = [*(each for each in self.queues if each is not queue), queue]
+        return received
 
     def _hand_out(self, held: Held, lease_end: float) -> Delivery:
         tag = next(self._broker.tags)
@@ -261,13 +270,12 @@ class MemoryConsumer(Consumer):
         self.leased[tag] = held
         return Delivery(copied(held.message), tag, held.attempt)
 
-    def _wait(self, give_up: float, *, has_room: bool) -> bool:
-        """Wait until there may be something to receive; False when it is time to give up."""
+    def _enter_waiting(self, give_up: float, *, has_room: bool) -> float:
+        """For how many seconds to wait until there may be something to receive; none when it is time to give up."""
         now = time.monotonic()
-        if now >= give_up:
-            return False
-        # A lease that somebody takes during this wait ends no earlier than the shortest lease from now.
-        until = min(give_up, self._broker.next_lease_end, now + self._broker.shortest_lease)
+        # A lease that somebody takes during this wait ends no earlier than the shortest lease from now. A ring may be
+        # lost with the thread that owed it, when that was interrupted.
+        until = min(give_up, self._broker.next_lease_end, now + self._broker.shortest_lease, now + LOOK_AGAIN_SECONDS)
         if has_room:
             wall_clock = time.time()
             for queue in self.queues:
@@ -275,23 +283,20 @@ class MemoryConsumer(Consumer):
                 if queue.delayed:
                     until = min(until, now + queue.delayed[0][0] - wall_clock)
         self._waits_for_room = not has_room
-        try:
-            self.called.wait(min(until - now, threading.TIMEOUT_MAX))
-        finally:
+        return give_up - now if now >= give_up else max(until - now, SHORTEST_WAIT_SECONDS)
+
+    def _leave_waiting(self) -> None:
+        """Whoever leaves a queue with messages in it calls the next, so that none waits beside a message."""
+        with self._broker.lock:
             for queue in self.queues:
                 queue.waiting.pop(self, None)
-        return True
-
-    def _call_others(self) -> None:
-        """Whoever leaves a queue with messages in it calls the next, so that none waits beside a message."""
-        for queue in self.queues:
-            if queue.waiting and queue.has_ready():
-                queue.call_one()
+                if queue.waiting and queue.has_ready():
+                    queue.call_one()
 
     def _tell_of_room(self) -> None:
         if self._waits_for_room:
             self._waits_for_room = False
-            self.called.notify()
+            self.called.ring()
 
     def _settle_one(self, ending: Ending) -> Settled:
         held = self.leased.get(ending.delivery.tag)
@@ -301,8 +306,8 @@ class MemoryConsumer(Consumer):
             error = self.transport.store_all(ending.publish, leaving=1)
             if error is not None:
                 return Settled(SettleOutcome.FAILED, error)
-        del self.leased[ending.delivery.tag]
         held.queue.remove(held)
+        del self.leased[ending.delivery.tag]
         return SETTLED
 
     def _extend_one(self, delivery: Delivery, lease_end: float) -> Settled:
@@ -326,27 +331,31 @@ class MemoryListener(Listener):
         self._broker = broker
         self._topic = topic
         self._heard: list[bytes] = []
-        self._called = threading.Condition(broker.lock)
+        self._called = Wakeup()
         self._closed = False
 
     def hear(self, payloads: Iterable[bytes]) -> None:
         self._heard.extend(payloads)
-        self._called.notify()
+        self._called.ring()
 
     def receive(self, timeout: float) -> list[bytes]:
-        with self._broker.lock:
-            if self._closed:
-                raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
-            self._called.wait_for(lambda: self._heard or self._closed, min(timeout, threading.TIMEOUT_MAX))
-            heard, self._heard = self._heard, []
-            return heard
+        give_up = time.monotonic() + timeout
+        if self._closed:
+            raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
+        while True:
+            with self._broker.lock:
+                heard, self._heard = self._heard, []
+                left = 0.0 if heard or self._closed else give_up - time.monotonic()
+            if left <= 0:
+                return heard
+            self._called.wait(min(left, LOOK_AGAIN_SECONDS))
 
     def close(self) -> None:
         with self._broker.lock:
             if self._closed:
                 return
             self._closed = True
-            self._called.notify()
+            self._called.ring()
             listeners = self._broker.listeners[self._topic]
             listeners.remove(self)
             if not listeners:
