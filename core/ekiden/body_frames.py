@@ -162,10 +162,11 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
 
 
 class PublishedAnswer(msgspec.Struct, frozen=True):
-    """A ``Published`` whose error has become text."""
+    """A ``Published`` whose error has become its kind and its text."""
 
     outcome: PublishOutcome
-    error: str | None = None
+    error_kind: str | None = None
+    error: str = ""
 
 
 ToBody = Begin | Run | Answer

@@ -193,6 +193,12 @@ def answer_ask(ask: Ask, publish: Publish, app: Ekiden) -> Answer:
         return Answer(error_kind=EkidenError.__name__, error=f"{type_name(type(error))}: {text_of(error)}")
 
 
+def _published(answer: Published) -> PublishedAnswer:
+    if answer.error is None:
+        return PublishedAnswer(answer.outcome)
+    return PublishedAnswer(answer.outcome, type(answer.error).__name__, text_of(answer.error))
+
+
 def _deadline(seconds: float | None) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
 
@@ -201,7 +207,7 @@ def _done(ask: Ask, publish: Publish, app: Ekiden) -> Any:
     match ask:
         case AskPublish():
             answers = publish(ask.messages, ask.seconds)
-            return [PublishedAnswer(each.outcome, None if each.error is None else str(each.error)) for each in answers]
+            return [_published(each) for each in answers]
         case AskBroadcast():
             return app.opened_transport().broadcast(ask.topic, ask.payloads)
         case AskDepth():

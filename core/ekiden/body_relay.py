@@ -114,12 +114,17 @@ class Channel:
         with self._asking:
             write_frame(self._outgoing, frame)
 
-    def ask(self, frame: Ask, kind: Any) -> Any:
+    def ask(self, frame: Ask, kind: Any, deadline: float | None = None) -> Any:
         """Ask the worker, and return its answer as ``kind``. Raises the error that it met.
 
-        Raises MisuseError for what cannot be sent to the worker.
+        ``deadline`` (on the monotonic clock): for what has one. Raises MisuseError for what cannot be sent to the
+        worker.
         """
-        with self._asking:
+        if not self._asking.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic())):
+            raise BrokerUnavailable("Another thread of this body was asking the worker until the call had to end.")
+        try:
+            if isinstance(frame, AskPublish | AskExpect | AskForget):
+                frame = msgspec.structs.replace(frame, seconds=_seconds_until(deadline))
             self._awaits_answer = True
             try:
                 write_frame(self._outgoing, frame)
@@ -128,9 +133,16 @@ class Channel:
                 raise MisuseError(text_of(error)) from error
             finally:
                 self._awaits_answer = False
+        finally:
+            self._asking.release()
         if answer.error_kind is not None:
             raise _ERRORS.get(answer.error_kind, EkidenError)(answer.error)
         return msgspec.json.decode(answer.value, type=kind)
+
+
+def _error_in(answer: PublishedAnswer) -> EkidenError | None:
+    kind = answer.error_kind
+    return None if kind is None else _ERRORS.get(kind, TransportError)(answer.error)
 
 
 def _seconds_until(deadline: float | None) -> float | None:
@@ -157,8 +169,8 @@ class RelayTransport(Transport):
 
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """Have the worker publish."""
-        answers = self._channel.ask(AskPublish(list(messages), _seconds_until(deadline)), list[PublishedAnswer])
-        return [Published(each.outcome, None if each.error is None else TransportError(each.error)) for each in answers]
+        answers = self._channel.ask(AskPublish(list(messages)), list[PublishedAnswer], deadline)
+        return [Published(each.outcome, _error_in(each)) for each in answers]
 
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
         """Have the worker broadcast."""
@@ -212,7 +224,7 @@ class RelayBackend(Backend):
         self, ids: Sequence[str], transport: Callable[[], Transport], *, deadline: float | None = None
     ) -> str | None:
         """Have the worker await the results."""
-        found: str | None = self._channel.ask(AskExpect(list(ids), _seconds_until(deadline)), str | None)
+        found: str | None = self._channel.ask(AskExpect(list(ids)), str | None, deadline)
         return found
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
@@ -235,7 +247,7 @@ class RelayBackend(Backend):
 
     def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         """Have the worker delete."""
-        self._channel.ask(AskForget(list(ids), _seconds_until(deadline)), None)
+        self._channel.ask(AskForget(list(ids)), None, deadline)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         """Refused: only workers begin."""

@@ -288,7 +288,10 @@ class Runner:
         conf = self._app.conf
         return answer_ask(
             ask,
-            lambda messages, seconds: self._app.publisher.publish(messages, publishing(conf, timeout=seconds)),
+            # The body tries again by itself, as its call says.
+            lambda messages, seconds: self._app.publisher.publish(
+                messages, publishing(conf, timeout=seconds, retry=False)
+            ),
             self._app,
         )
 

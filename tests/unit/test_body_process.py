@@ -1,21 +1,24 @@
 """A process that runs one body at a time: what comes over its pipe, and how both ends notice the end of the other."""
 
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 from ekiden.body_frames import Answer, Ask, AskPublish, Run
 from ekiden.body_process import BodyProcess, answer_ask
+from ekiden.body_relay import Channel, RelayBackend, RelayTransport
 from ekiden.codec import encode_call
-from ekiden.errors import MisuseError, WorkerLostError
-from ekiden.message import Message, Published, new_id
+from ekiden.errors import BrokerUnavailable, MisuseError, WorkerLostError
+from ekiden.message import Message, Published, PublishOutcome, new_id
 from ekiden.outcomes import Failed, Succeeded
 from ekiden.plan import exit_text
 from ekiden.runner import BodyProcesses
 from ekiden.signature import Call
+from ekiden.urls import parse_url
 
 from tests.apps import bodies
 from tests.working import PATIENCE, eventually
@@ -62,6 +65,42 @@ def test_what_a_body_sends_is_published_by_its_worker(process: BodyProcess) -> N
     assert [type(each) for each in asked] == [AskPublish]
     assert isinstance(outcome, Succeeded)
     assert outcome.children == (sent.message.id,)
+
+
+def test_what_the_broker_could_not_do_now_is_tried_again_by_the_body(process: BodyProcess) -> None:
+    not_now = [Published(PublishOutcome.FAILED, BrokerUnavailable("not now"))] * 2
+    seconds: list[float | None] = []
+
+    def publish(messages: Sequence[Message], within: float | None) -> list[Published]:
+        seconds.append(within)
+        return [not_now.pop()] if not_now else bodies.app.transport.publish(messages)
+
+    outcome = process.run(frame("tests.apps.bodies.send_one"), lambda ask: answer_ask(ask, publish, bodies.app))
+    (sent,) = bodies.app.transport.browse("default")
+    bodies.app.transport.purge("default")
+    bodies.app.close()
+
+    assert isinstance(outcome, Succeeded)
+    assert outcome.children == (sent.message.id,)
+    assert len(seconds) == 3
+    assert seconds == sorted((each or 0.0 for each in seconds), reverse=True)  # what is left until one deadline
+
+
+def test_a_bodys_publish_ends_by_its_deadline_while_another_thread_asks() -> None:
+    incoming, outgoing = os.pipe(), os.pipe()
+    channel = Channel(os.fdopen(incoming[0], "rb"), os.fdopen(outgoing[1], "wb"))
+    backend = RelayBackend(parse_url("memory://"), channel, stores=True)
+    transport = RelayTransport(parse_url("memory://"), channel)
+    threading.Thread(target=backend.wait, args=(["a"], 60.0), daemon=True).start()  # nobody ever answers
+    eventually(channel._asking.locked, what="it asks")
+
+    for call in (
+        lambda by: transport.publish([Message("a", "queue", b"")], deadline=by),
+        lambda by: backend.forget(["a"], deadline=by),
+        lambda by: backend.expect(["a"], lambda: transport, deadline=by),
+    ):
+        with pytest.raises(BrokerUnavailable, match="until the call had to end"):
+            call(time.monotonic() + 0.05)
 
 
 def test_a_soft_limit_is_of_one_body_only(process: BodyProcess) -> None:

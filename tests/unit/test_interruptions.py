@@ -7,18 +7,13 @@ these places: where a real one would.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import signal
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import repeat
-from types import FrameType
 from typing import Any
 
 import ekiden
@@ -30,78 +25,14 @@ from ekiden.message import Message, Published, PublishOutcome, new_id
 from ekiden.messaging import connect
 from ekiden.options import Publishing
 from ekiden.publisher import Publisher
+from ekiden.testing.interruptions import Signals
 from ekiden.transport import Transport
 from ekiden.urls import parse_url
 
 from tests.working import PATIENCE, eventually
 
-SIGNAL = signal.SIGUSR1
-OURS = ekiden.__file__.rpartition("/")[0]
+OURS = ekiden.__file__.rpartition("/")[0] + "/"
 ONCE = Publishing(PATIENCE, None)
-
-
-class Interrupted(BaseException):
-    """What the handler raises."""
-
-
-class Signals:
-    """Has a signal arrive at one instruction of ekiden's. Owned by the main thread, which alone runs handlers."""
-
-    def __init__(self) -> None:
-        self._left = 0
-        self._is_pending = False
-        self._event = self._files = ""
-        self._arrivals = map(ctypes.pythonapi.PyErr_SetInterruptEx, repeat(int(SIGNAL)))
-
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """The handler is there inside the ``with`` block."""
-        before = signal.signal(SIGNAL, self._handle)
-        try:
-            yield
-        finally:
-            self._is_pending = False
-            signal.signal(SIGNAL, before)
-
-    def interrupt(
-        self, call: Callable[[], object], number: int, *, within: str = "", lines: bool = False
-    ) -> bool | None:
-        """Have the signal arrive at the ``number``-th instruction (or line) within ``call``, in modules ``within``.
-
-        Whether ``call`` was interrupted by it; None where it has fewer of them.
-        """
-        self._left, self._is_pending = number, False
-        self._event, self._files = "line" if lines else "opcode", f"{OURS}/{within}"
-        before = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
-            call()
-        except Interrupted:
-            return True
-        finally:
-            sys.settrace(before)
-            arrived = self._left == 0
-            self._is_pending = False
-        return False if arrived else None
-
-    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(self._files):
-            return None
-        frame.f_trace_opcodes = self._event == "opcode"
-        frame.f_trace_lines = self._event == "line"
-        if event == self._event and self._left > 0:
-            self._left -= 1
-            self._is_pending = self._left == 0
-        if self._is_pending:
-            for _ in self._arrivals:  # a loop, because after a call the handler would run here
-                return self._trace
-        return self._trace
-
-    def _handle(self, _number: int, frame: FrameType | None) -> None:
-        if self._is_pending and frame is not None and frame.f_code.co_filename != __file__:
-            self._is_pending = False
-            raise Interrupted
-        # In code of this module it is passed over: it arrives again at the next instruction of ekiden's.
 
 
 @pytest.fixture
@@ -118,7 +49,7 @@ def at_every_instruction(
     interrupted = number = 0
     while True:
         number += 1
-        was_interrupted = signals.interrupt(call, number, within=within, lines=lines)
+        was_interrupted = signals.interrupt(call, number, within=OURS + within, lines=lines)
         check()
         if was_interrupted is None:
             return interrupted

@@ -1,0 +1,85 @@
+"""Has a signal arrive at any instruction of some code, so that its handler raises there.
+
+The interpreter runs signal handlers in the main thread after calls, at the start of functions and at the end of loops:
+an exception out of one (Ctrl-C, an alarm) may come at each of these places. ``Signals`` makes one come at a chosen
+place, where a real signal could.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from types import FrameType
+from typing import Any
+
+SIGNAL = signal.SIGUSR1
+
+
+class Interrupted(BaseException):
+    """What the handler raises."""
+
+
+class Signals:
+    """Interrupts calls in the main thread, which alone runs signal handlers. Owned by that thread."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._is_pending = False
+        self._event = self._files = ""
+        self._arrivals = map(ctypes.pythonapi.PyErr_SetInterruptEx, repeat(int(SIGNAL)))
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """The handler is there inside the ``with`` block."""
+        before = signal.signal(SIGNAL, self._handle)
+        try:
+            yield
+        finally:
+            self._is_pending = False
+            signal.signal(SIGNAL, before)
+
+    def interrupt(self, call: Callable[[], object], number: int, *, within: str, lines: bool = False) -> bool | None:
+        """Have the signal arrive at the ``number``-th instruction (or line) of ``call`` in files that begin so.
+
+        Whether ``call`` was interrupted by it; None where it has fewer of them. ``within``: a path, or its beginning.
+        """
+        self._left, self._is_pending = number, False
+        self._event, self._files = "line" if lines else "opcode", within
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            call()
+        except Interrupted:
+            return True
+        finally:
+            sys.settrace(before)
+            has_arrived = self._left == 0
+            self._is_pending = False
+        return False if has_arrived else None
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(self._files) or frame.f_code.co_filename == __file__:
+            return None
+        frame.f_trace_opcodes = self._event == "opcode"
+        frame.f_trace_lines = self._event == "line"
+        if event == self._event and self._left > 0:
+            self._left -= 1
+            self._is_pending = self._left == 0
+        if self._is_pending:
+            for _ in self._arrivals:  # a loop, because after a call the handler would run here
+                return self._trace
+        return self._trace
+
+    def _handle(self, _number: int, frame: FrameType | None) -> None:
+        if self._is_pending and frame is not None and not _is_a_tests(frame):
+            self._is_pending = False
+            raise Interrupted
+        # In code of a test it is passed over: it arrives again at the next instruction of the code in question.
+
+
+def _is_a_tests(frame: FrameType) -> bool:
+    return frame.f_code.co_filename == __file__ or frame.f_code.co_filename.rpartition("/")[2].startswith("test_")
