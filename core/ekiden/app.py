@@ -30,12 +30,15 @@ from ekiden import control, plugins
 from ekiden.codec import decode_call
 from ekiden.errors import ConfigurationError, MisuseError, NotRegistered
 from ekiden.execution import Context, Verdict, run, run_async, verdict
+from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery, Message
 from ekiden.modules import (
+    called,
     import_module,
     import_object,
     import_related,
     is_module,
+    is_process_of_ours,
     places_of,
     project_root,
     public_values,
@@ -46,7 +49,14 @@ from ekiden.publisher import Publisher
 from ekiden.request import Request, limits_of, running
 from ekiden.results import AsyncResult, Backend, StoredResult, known_sources
 from ekiden.routes import queues_named
-from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting, only_settings, translated_setting
+from ekiden.settings import (
+    ENVIRONMENT_PREFIX,
+    Settings,
+    checked_setting,
+    no_settings,
+    only_settings,
+    translated_setting,
+)
 from ekiden.signature import Signature, call_arguments
 from ekiden.states import State
 from ekiden.task import Task, TaskApp, compose, options_of, send
@@ -58,6 +68,8 @@ if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
     from ekiden.inprocess import InProcessWorker
 
+
+logger = safe_logger(__name__)
 
 _APPLIED_HERE = "apply"
 
@@ -106,7 +118,10 @@ class Ekiden(TaskSet):
         self.project_root = project_root(caller.get("__file__"))
         self.conf = Settings()
         self._read_project_settings()
+        self.ignored_variables = no_settings(os.environ)
         self._read_environment()
+        if self.ignored_variables and not is_process_of_ours():  # there one process says it for all
+            self.warn_of_ignored_variables()
         self.conf.update(settings)
         if broker is not None:
             self.conf.broker_url = broker
@@ -433,6 +448,8 @@ class Ekiden(TaskSet):
     def _read_environment(self) -> None:
         found: dict[str, object] = {}
         for variable, text in os.environ.items():
+            if variable in self.ignored_variables:
+                continue
             if variable.startswith(ENVIRONMENT_PREFIX):
                 try:
                     known = translated_setting(variable.removeprefix(ENVIRONMENT_PREFIX), text)
@@ -444,6 +461,10 @@ class Ekiden(TaskSet):
             self.conf.update(found)
         except ConfigurationError as error:
             raise ConfigurationError(f"environment variables {ENVIRONMENT_PREFIX}...: {error}") from error
+
+    def warn_of_ignored_variables(self) -> None:
+        """Log which environment variables look like settings of ours, and are none."""
+        logger.warning("ignored environment variables: %s", "; ".join(self.ignored_variables.values()))
 
     def _check_urls(self) -> None:
         if self.conf.broker_url is not None:
@@ -491,6 +512,10 @@ def load_app(target: str) -> Ekiden:
     directory = str(Path.cwd())
     if directory not in sys.path:
         sys.path.insert(0, directory)
+    return called(lambda: _loaded(target), target)
+
+
+def _loaded(target: str) -> Ekiden:
     module_name, attribute = _split_target(target)
     module = import_module(module_name, target)
     app = _app_at(module, attribute, target) if attribute else _app_in(module, target)

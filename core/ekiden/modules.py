@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ekiden.errors import ConfigurationError
+from ekiden.safe_text import text_of
+
+Returned = TypeVar("Returned")
 
 _OWN_DIRECTORY = str(Path(__file__).parent)
 
 
 def import_module(name: str, wanted_by: str) -> ModuleType:
-    """Import a module. Raises ConfigurationError in one sentence that says what went wrong, and where."""
+    """Import a module. Raises ConfigurationError in one sentence that says what went wrong, and where.
+
+    So it does for a module that ends the program when it is imported.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -25,8 +32,36 @@ def import_module(name: str, wanted_by: str) -> ModuleType:
                 f"{wanted_by}: there is no module {error.name!r}; it is looked for from {Path.cwd()} on."
             ) from error
         raise _import_failed(name, wanted_by, error) from error
-    except Exception as error:
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
         raise _import_failed(name, wanted_by, error) from error
+
+
+def called(function: Callable[[], Returned], wanted_by: str) -> Returned:
+    """What ``function``, of the user's, returns. Raises ConfigurationError in one sentence for whatever it raises."""
+    try:
+        return function()
+    except ConfigurationError:
+        raise
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        raise ConfigurationError(f"{wanted_by}: {what_failed(error)}") from error
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether somebody has interrupted this program, which no worker process lets happen."""
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def what_failed(error: BaseException) -> str:
+    """An error out of code of the user's, in one line, and the place that it comes from."""
+    if isinstance(error, ConfigurationError):
+        text = text_of(error)
+    else:
+        text = ": ".join(filter(None, [type(error).__name__, " ".join(text_of(error).split())]))
+    return f"{text}{_place(error)}"
 
 
 def is_module(name: str) -> bool:
@@ -35,11 +70,21 @@ def is_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
-    except Exception:  # noqa: BLE001 - a package of the user's: the import that follows reports it
+    except BaseException as error:  # a package of the user's: the import that follows reports it
+        if is_ctrl_c(error):
+            raise
         return True
 
 
 def _import_failed(name: str, wanted_by: str, error: BaseException) -> ConfigurationError:
+    if isinstance(error, SystemExit):
+        return ConfigurationError(f"{wanted_by}: the module {name!r} ends the program: {what_failed(error)}")
+    return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {what_failed(error)}")
+
+
+def _place(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}:{error.lineno})"
     place = ""
     frames = error.__traceback__
     while frames is not None:
@@ -48,16 +93,22 @@ def _import_failed(name: str, wanted_by: str, error: BaseException) -> Configura
         if "importlib" not in file and not file.startswith(_OWN_DIRECTORY):
             place = f" ({file}:{frames.tb_lineno})"
         frames = frames.tb_next
-    if isinstance(error, SyntaxError):
-        place = f" ({error.filename}:{error.lineno})"
-    text = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
-    return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {text}{place}")
+    return place
 
 
 def is_body_process() -> bool:
     """Whether this process was started to run bodies (``python -m ekiden.body_process``)."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name == "ekiden.body_process"
+    return _program() == "ekiden.body_process"
+
+
+def is_process_of_ours() -> bool:
+    """Whether this is a worker process or a body process: one of several that do the same."""
+    return _program() in {"ekiden.worker_process", "ekiden.body_process"}
+
+
+def _program() -> str | None:
+    """The module that ``python -m`` runs in this process."""
+    return getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None)
 
 
 def import_object(path: str, wanted_by: str) -> object:
@@ -105,18 +156,21 @@ def public_values(source: object) -> dict[str, object]:
 def import_related(
     packages: str | Iterable[str] | Callable[[], Iterable[str]] | None, related_name: str | None
 ) -> None:
-    """Import a module of each package, where it exists; without ``packages``, of Django's apps, and run its checks."""
+    """Import a module of each package, where it exists; without ``packages``, of Django's apps, and run its checks.
+
+    Raises ConfigurationError in one sentence.
+    """
     of_django = packages is None
     if packages is None:
         packages = _django_apps()
     elif isinstance(packages, str):
         packages = [packages]
-    for package in packages() if callable(packages) else packages:
+    for package in called(packages, "autodiscover_tasks(): its packages") if callable(packages) else packages:
         parent = import_module(package, "autodiscover_tasks()")
         if related_name is None or not hasattr(parent, "__path__"):
             continue  # a module has no others in it
         name = f"{parent.__name__}.{related_name}"
-        if importlib.util.find_spec(name) is not None:
+        if is_module(name):
             import_module(name, "autodiscover_tasks()")
     if of_django:
         _run_django_checks()
@@ -125,18 +179,13 @@ def import_related(
 def _run_django_checks() -> None:
     """Import what Django's checks import (URLs, admin): tasks may be declared in what only these know of."""
     checks = import_module("django.core.checks", "autodiscover_tasks()")
-    try:
-        checks.run_checks()
-    except Exception as error:
-        raise ConfigurationError(
-            f"autodiscover_tasks(): Django's checks fail: {type(error).__name__}: {error}; see manage.py check."
-        ) from error
+    called(checks.run_checks, "autodiscover_tasks(): Django's checks fail, see manage.py check")
 
 
 def _django_apps() -> list[str]:
     apps = import_module("django.apps", "autodiscover_tasks() without packages").apps
     if not apps.ready:
-        import_module("django", "autodiscover_tasks()").setup()
+        called(import_module("django", "autodiscover_tasks()").setup, "autodiscover_tasks(): django.setup() fails")
     return [config.name for config in apps.get_app_configs()]
 
 

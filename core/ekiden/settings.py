@@ -279,6 +279,23 @@ def translated_setting(name: str, value: object) -> tuple[str, object] | None:
         raise ConfigurationError(f"ekiden has no setting {name!r}{did_you_mean(lowered, _SETTING_TYPES)}") from None
 
 
+def no_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that begin as ours do and name no setting, each with a text that says so and what was meant.
+
+    They are no mistake: others make such variables. Kubernetes makes EKIDEN_PORT for a service named ekiden.
+    """
+    found = {}
+    for variable in sorted(environment):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX)
+            try:
+                translated_setting(name, environment[variable])
+            except ConfigurationError as error:
+                reason = str(error).removeprefix(f"ekiden has no setting {name!r}").lstrip(" :;.")
+                found[variable] = f"{variable} is no setting" + (f": {reason.rstrip('.')}" if reason else "")
+    return found
+
+
 def is_meant_for_us(name: str) -> bool:
     """Whether a name is that of a setting, here or in Celery, or so close to one that it looks misspelt."""
     import difflib  # only for sources that hold more than settings

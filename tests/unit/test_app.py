@@ -130,7 +130,6 @@ def load_app_without_its_tasks(module: str) -> Ekiden:
     ("variable", "value", "message"),
     [
         ("EKIDEN_LEASE", "long", "environment variable EKIDEN_LEASE: the setting lease cannot be 'long'"),
-        ("EKIDEN_LEES", "5", "environment variable EKIDEN_LEES: ekiden has no setting"),
         ("EKIDEN_TASK_ROUTES", "{", "must be a JSON object"),
         ("EKIDEN_BROKER_URL", "redis", "is not a broker URL"),
         ("EKIDEN_BROKER_URL", "carrot://x", "no transport for carrot:// is installed"),
@@ -143,6 +142,43 @@ def test_a_wrong_environment_is_told_with_its_variable(
 
     with pytest.raises(ConfigurationError, match=message.replace("(", r"\(")):
         Ekiden("shop")
+
+
+KUBERNETES = {
+    "EKIDEN_PORT": "tcp://10.0.0.7:5432",
+    "EKIDEN_SERVICE_HOST": "10.0.0.7",
+    "EKIDEN_SERVICE_PORT": "5432",
+    "EKIDEN_SERVICE_PORT_DB": "5432",
+    "EKIDEN_PORT_5432_TCP": "tcp://10.0.0.7:5432",
+    "EKIDEN_PORT_5432_TCP_ADDR": "10.0.0.7",
+    "EKIDEN_BROKER_PORT": "tcp://10.0.0.8:5672",
+    "EKIDEN_BROKER_SERVICE_HOST": "10.0.0.8",
+    "EKIDEN_WORKER_PORT": "tcp://10.0.0.9:80",
+    "EKIDEN_REDIS_HOST": "10.0.0.10",
+}
+"""What it puts into the environment for services named ekiden, ekiden-broker, ekiden-worker."""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        *((variable, value, "is no setting") for variable, value in KUBERNETES.items()),
+        ("EKIDEN_LEES", "5", "did you mean 'lease'?"),
+        ("EKIDEN_TASK_ALWAYS_EAGER", "1", "there is no eager mode"),
+        ("EKIDEN_", "x", "is no setting"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_a_warning(
+    variable: str, value: str, advice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    app = Ekiden("shop", broker="memory://")
+
+    assert app.conf == Ekiden("shop", broker="memory://").conf
+    (warning, _) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{variable} is no setting" in warning.getMessage()
+    assert advice in warning.getMessage()
 
 
 def test_a_wrong_project_file_is_told_with_its_path(project: Path) -> None:
