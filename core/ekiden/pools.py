@@ -20,42 +20,61 @@ from types import FrameType
 _OWN_DIRECTORY = f"{Path(__file__).parent}{os.sep}"
 _CALLER_OF_BODIES = (f"{_OWN_DIRECTORY}execution.py", "run")
 _INTERRUPT_AGAIN_SECONDS = 0.01
+_FEW_CANCELLED = 100
 
 
 class Alarm:
     """One call back at a time of the monotonic clock; ``cancel`` it when it is not needed any more."""
 
-    __slots__ = ("action", "at")
+    __slots__ = ("_watchdog", "action", "at")
 
-    def __init__(self, at: float, action: Callable[[], None]) -> None:
+    def __init__(self, watchdog: Watchdog, at: float, action: Callable[[], None]) -> None:
+        self._watchdog = watchdog
         self.at = at
         self.action: Callable[[], None] | None = action
 
     def cancel(self) -> None:
         """Do not call back. It may be being called just now."""
         self.action = None
+        self._watchdog.note_cancelled()
 
 
 class Watchdog:
-    """Calls back at set times, from one thread that is started with the first alarm. The actions must be quick."""
+    """Calls back at set times, from one thread that is started with the first alarm. The actions must be quick.
 
-    def __init__(self) -> None:
+    ``_changed`` guards everything. Cancelled alarms stay in the heap until they are many: then all of them go at once.
+    ``failed(error)`` is called when an action raises: some limit is not kept, which nobody else will notice.
+    """
+
+    def __init__(self, failed: Callable[[BaseException], None]) -> None:
+        self._failed = failed
         self._changed = threading.Condition()
         self._alarms: list[tuple[float, int, Alarm]] = []
+        self._cancelled = 0
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def after(self, seconds: float, action: Callable[[], None]) -> Alarm:
         """Call ``action`` in ``seconds``."""
-        alarm = Alarm(time.monotonic() + seconds, action)
+        alarm = Alarm(self, time.monotonic() + seconds, action)
         with self._changed:
-            heapq.heappush(self._alarms, (alarm.at, next(self._order), alarm))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="ekiden-watchdog", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="ekiden-watchdog", daemon=True)
+                thread.start()
+                self._thread = thread
+            heapq.heappush(self._alarms, (alarm.at, next(self._order), alarm))
             self._changed.notify()
         return alarm
+
+    def note_cancelled(self) -> None:
+        """One of the alarms has been cancelled."""
+        with self._changed:
+            self._cancelled += 1
+            if self._cancelled > _FEW_CANCELLED and self._cancelled > len(self._alarms) // 2:
+                self._alarms = [each for each in self._alarms if each[2].action is not None]
+                heapq.heapify(self._alarms)
+                self._cancelled = 0
 
     def close(self) -> None:
         """Call nothing back any more, and end the thread."""
@@ -76,7 +95,10 @@ class Watchdog:
                 _, _, alarm = heapq.heappop(self._alarms)
             action = alarm.action
             if action is not None:
-                action()
+                try:
+                    action()
+                except BaseException as error:  # noqa: BLE001 - the alarms behind it are to ring, too
+                    self._failed(error)
 
 
 class ThreadBody:

@@ -14,10 +14,28 @@ from tests.working import arrived, eventually
 
 
 @pytest.fixture
-def watchdog() -> Iterator[Watchdog]:
-    watchdog = Watchdog()
+def errors() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def watchdog(errors: list[BaseException]) -> Iterator[Watchdog]:
+    watchdog = Watchdog(errors.append)
     yield watchdog
     watchdog.close()
+
+
+def test_an_alarm_that_fails_is_told_and_the_next_one_rings(watchdog: Watchdog, errors: list[BaseException]) -> None:
+    rung = threading.Event()
+
+    def leave() -> None:
+        sys.exit(1)
+
+    watchdog.after(0.01, leave)
+    watchdog.after(0.02, rung.set)
+
+    assert rung.wait(5)
+    assert [type(error) for error in errors] == [SystemExit]
 
 
 def wait_for(event: threading.Event) -> None:
@@ -84,8 +102,20 @@ def test_a_far_alarm_is_no_trouble(watchdog: Watchdog) -> None:
     assert rung.wait(5)
 
 
+def test_cancelled_alarms_are_not_kept(watchdog: Watchdog) -> None:
+    kept = [watchdog.after(1e6, lambda: None) for _ in range(10)]
+    rung = threading.Event()
+    for _ in range(10_000):
+        watchdog.after(1e6, lambda: None).cancel()
+    watchdog.after(0.01, rung.set)
+
+    assert rung.wait(5)
+    assert len(watchdog._alarms) < 500
+    assert {id(alarm) for alarm in kept} <= {id(each[2]) for each in watchdog._alarms}
+
+
 def test_a_closed_watchdog_calls_nothing_and_has_no_thread() -> None:
-    watchdog = Watchdog()
+    watchdog = Watchdog(lambda error: None)
     rung = threading.Event()
     watchdog.after(0.05, rung.set)
 
