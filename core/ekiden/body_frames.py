@@ -7,7 +7,7 @@ for a length and waited for.
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import Protocol
 
 import msgspec
 
@@ -21,6 +21,26 @@ _HEAD = struct.Struct("!4sI")
 _BEGINS_WITH = b"ekdn"
 _LONGEST_FRAME_BYTES = 1024 * 1024 * 1024
 _SHOWN_BYTES = 40
+
+
+class Stream(Protocol):
+    """What frames are read from and written to."""
+
+    def read(self, size: int, /) -> bytes:
+        """So many bytes; fewer at the end."""
+        ...
+
+    def write(self, data: bytes, /) -> object:
+        """Write all of it."""
+        ...
+
+    def flush(self) -> None:
+        """Hold nothing back."""
+        ...
+
+    def close(self) -> None:
+        """Read and write no more."""
+        ...
 
 
 class NoFrame(Exception):
@@ -37,6 +57,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     target: str
     search_path: list[str]
     log_level: int
+    log_format: str
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
@@ -177,7 +198,7 @@ _TO_BODY = msgspec.json.Decoder(ToBody)
 _FROM_BODY = msgspec.json.Decoder(FromBody)
 
 
-def write_frame(stream: BinaryIO, frame: ToBody | FromBody) -> None:
+def write_frame(stream: Stream, frame: ToBody | FromBody) -> None:
     """Write one frame. Raises OSError (BrokenPipeError) when nobody reads any more.
 
     Raises NoFrame, and writes nothing, for what JSON cannot carry or what is larger than a gigabyte.
@@ -192,7 +213,7 @@ def write_frame(stream: BinaryIO, frame: ToBody | FromBody) -> None:
     stream.flush()
 
 
-def read_from_body(stream: BinaryIO) -> FromBody | None:
+def read_from_body(stream: Stream) -> FromBody | None:
     """The next frame of a body process, or None at the end of the stream. Raises NoFrame."""
     body = _read_body(stream)
     try:
@@ -201,7 +222,7 @@ def read_from_body(stream: BinaryIO) -> FromBody | None:
         raise UnreadableFrame(f"its body process sent what cannot be read: {error}") from error
 
 
-def read_to_body(stream: BinaryIO) -> ToBody | None:
+def read_to_body(stream: Stream) -> ToBody | None:
     """The next frame of the worker, or None at the end of the stream. Raises NoFrame."""
     body = _read_body(stream)
     try:
@@ -210,7 +231,7 @@ def read_to_body(stream: BinaryIO) -> ToBody | None:
         raise UnreadableFrame(f"its body process cannot read what the worker sent: {error}") from error
 
 
-def _read_body(stream: BinaryIO) -> bytes | None:
+def _read_body(stream: Stream) -> bytes | None:
     head = stream.read(_HEAD.size)
     if not head.startswith(_BEGINS_WITH[: len(head)]):
         raise NoFrame(f"something else wrote to the pipe of its body process: {head[:_SHOWN_BYTES]!r}")

@@ -13,6 +13,8 @@ because standard output is the pipe; a body that finds the pipe and writes into 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
 import os
 import select
@@ -23,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, BinaryIO, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
 
@@ -48,6 +50,7 @@ from ekiden.body_frames import (
     PublishedAnswer,
     Ready,
     Run,
+    Stream,
     Unusable,
     read_from_body,
     to_json,
@@ -55,6 +58,7 @@ from ekiden.body_frames import (
 )
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
 from ekiden.codec import decode_call, failure_record, type_name
+from ekiden.descendants import BODY_MARK, HAVE_GROUPS_INSTEAD, end_descendants, marked
 from ekiden.errors import (
     EkidenError,
     MisuseError,
@@ -64,14 +68,25 @@ from ekiden.errors import (
 )
 from ekiden.execution import run, run_async
 from ekiden.loggers import safe_logger
+from ekiden.logs import format_of, logging_of_program
 from ekiden.message import Message, Published
+from ekiden.modules import what_failed
 from ekiden.options import Policy
 from ekiden.outcomes import Failed, Outcome
-from ekiden.plan import exit_text
+from ekiden.plan import EXIT_UNUSABLE, exit_text
 from ekiden.pools import is_users_code
+from ekiden.process_pipe import ProcessPipe, wait_without_reaping
 from ekiden.request import Request, limits_of
 from ekiden.safe_text import text_of
-from ekiden.spawning import deaf_to, end_with_parent, ignore_interrupts, obey
+from ekiden.spawning import (
+    STOP_SIGNALS,
+    deaf_to,
+    end_process,
+    end_with_parent,
+    ignore_interrupts,
+    obey,
+    take_standard_input,
+)
 
 if TYPE_CHECKING:
     from ekiden.app import Ekiden
@@ -87,21 +102,34 @@ _LONGEST_TIMER_SECONDS = 1e8
 
 
 class BodyProcess:
-    """One body process, as its worker sees it. ``run`` is called by one thread at a time; ``kill`` by any."""
+    """One body process, as its worker sees it. ``run`` is called by one thread at a time; ``kill`` by any.
+
+    What its bodies have started ends with it. ``_ending`` guards its number, which may be another process's as soon as
+    it has been waited for.
+    """
 
     def __init__(self, target: str) -> None:
-        with deaf_to(signal.SIGTERM, signal.SIGINT):
+        self._mark = os.urandom(8).hex()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())}
+        with deaf_to(*STOP_SIGNALS, signal.SIGINT):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ekiden.body_process", target],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
+                env=marked(environment, BODY_MARK, self._mark),
+                process_group=0 if HAVE_GROUPS_INSTEAD else None,
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._target = target
-        self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]
-        self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        self._ending = threading.Lock()
+        self._is_gone = False
+        self._to: Stream = self._process.stdin
+        self._from: Stream = self._process.stdout
+        self._pipe: ProcessPipe | None = None
+        if hasattr(select, "poll"):
+            self._pipe = ProcessPipe(self._process)
+            self._to = self._from = self._pipe
 
     @property
     def pid(self) -> int:
@@ -110,13 +138,15 @@ class BodyProcess:
 
     def wait_until_ready(self) -> None:
         """Wait until the app is imported there. Raises WorkerLostError when it cannot be."""
+        root = logging.getLogger()
+        begin = Begin(self._target, list(sys.path), root.getEffectiveLevel(), format_of(root))
         try:
-            write_frame(self._to, Begin(self._target, list(sys.path), logging.getLogger().getEffectiveLevel()))
+            write_frame(self._to, begin)
             frame = read_from_body(self._from)
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
         except NoFrame as error:
-            self._process.kill()
+            self.kill()
             raise WorkerLostError(f"the body process could not start: {error}") from error
         match frame:
             case Ready():
@@ -145,37 +175,58 @@ class BodyProcess:
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
         except NoFrame as error:
-            self._process.kill()
+            self.kill()
             raise MisuseError(text_of(error)) from error
 
     def _died(self) -> WorkerLostError:
-        self._process.kill()
-        return WorkerLostError(f"the process that ran the body died: {exit_text(self._process.wait())}")
+        self.kill()
+        return WorkerLostError(f"the process that ran the body died: {exit_text(self._wait())}")
 
     def is_usable(self) -> bool:
         """Whether it can take the next call: it lives, and nothing came from it since the last one ended."""
-        if not hasattr(select, "poll"):
+        if self._pipe is None:
             return self._process.poll() is None  # Windows: what came from it is noticed by the next call
-        waiting = select.poll()
-        waiting.register(self._from.fileno(), select.POLLIN)
-        return not waiting.poll(0)
+        return self._pipe.is_quiet()
 
     def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
+        """End it at once, and what its bodies have started."""
+        with self._ending:
+            if self._is_gone:
+                return
+            if HAVE_GROUPS_INSTEAD:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._signal("SIGSTOP")  # from now on it starts nothing, and its children are still its children
+            try:
+                end_descendants(self._process.pid, BODY_MARK, self._mark)
+            except OSError as error:
+                logger.error("what body process %d has started may live on: %s", self._process.pid, error)
+            self._signal("SIGKILL")
+
+    def _signal(self, name: str) -> None:
+        """Popen's own methods may wait for it, and then its number is free."""
+        with contextlib.suppress(ProcessLookupError):
+            if hasattr(signal, name):
+                os.kill(self._process.pid, getattr(signal, name))
+            elif name == "SIGKILL":
+                self._process.kill()
+
+    def _wait(self) -> int:
+        """Wait for its end, which is certain; what it leaves behind ends with it."""
+        self.kill()
+        wait_without_reaping(self._process.pid)
+        with self._ending:
+            self._is_gone = True
+            return self._process.wait()
 
     def close(self) -> None:
-        """End it: it does so by itself when its pipe closes, and is killed if not within a second."""
+        """End it, and what its bodies have started. May be called again."""
+        self._wait()
         for stream in (self._to, self._from):
             try:
                 stream.close()
             except OSError:
                 continue  # what was still to be written cannot be: the process is gone
-        try:
-            self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def _search_path() -> list[str]:
@@ -238,24 +289,24 @@ def main() -> None:
     """Run bodies until the pipe closes."""
     end_with_parent()
     ignore_interrupts()
-    obey(signal.SIGTERM, None)  # it may be meant for the whole group of processes; the worker ends this one
-    incoming = os.fdopen(os.dup(0), "rb")
+    for number in STOP_SIGNALS:
+        obey(number, None)  # it may be meant for every process of the worker, which ends this one
+    incoming = take_standard_input()
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what user code prints must not get into the frames
-    os.close(0)
-    os.open(os.devnull, os.O_RDONLY)
-    channel = Channel(incoming, outgoing)
+    mark = os.environ.get(BODY_MARK, "")
+    channel = Channel(incoming, outgoing, ended=lambda: end_descendants(os.getpid(), BODY_MARK, mark))
     threading.Thread(target=channel.read_for_ever, name="ekiden-pipe", daemon=True).start()
     begin = channel.next_frame()
     assert isinstance(begin, Begin)
-    _configure_logging(begin.log_level)
     sys.path[:] = begin.search_path
     del sys.argv[1:]
     try:
-        app = _load(begin.target, channel)
-    except EkidenError as error:
-        channel.tell(Unusable(str(error)))
-        return
+        with logging_of_program(begin.log_level, begin.log_format):
+            app = _load(begin.target, channel)
+    except BaseException as error:  # noqa: BLE001 - the worker waits for an answer
+        channel.tell(Unusable(text_of(error) if isinstance(error, EkidenError) else what_failed(error)))
+        end_process(EXIT_UNUSABLE)
     hooks.worker_process_init.send(None)
     channel.tell(Ready())
     while True:
@@ -306,7 +357,8 @@ def execute(app: Ekiden, frame: Run) -> Outcome:
 
         return run_coroutine(_execute_async(task, policy, request, frame.soft_time_limit))
     with SoftTimeLimit(frame.soft_time_limit):
-        return run(task, policy, request)
+        # In a context of its own: context variables, and so the decimal context, are as in a new thread.
+        return contextvars.Context().run(run, task, policy, request)
 
 
 async def _execute_async(
@@ -345,11 +397,6 @@ class SoftTimeLimit:
         if frame is not None and is_users_code(frame):
             raise SoftTimeLimitExceeded
         signal.setitimer(signal.ITIMER_REAL, _INTERRUPT_AGAIN_SECONDS)
-
-
-def _configure_logging(level: int) -> None:
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 if __name__ == "__main__":

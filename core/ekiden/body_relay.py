@@ -74,9 +74,13 @@ _ERRORS: dict[str, type[EkidenError]] = {
 
 
 class Channel:
-    """The body's end of the pipe. One thread reads; a body's threads may ask, one at a time."""
+    """The body's end of the pipe. One thread reads; a body's threads may ask, one at a time.
 
-    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    ``ended`` is called when the worker is gone, just before this process ends.
+    """
+
+    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO, *, ended: Callable[[], object]) -> None:
+        self._ended = ended
         self._incoming = incoming
         self._outgoing = outgoing
         self._asking = threading.Lock()
@@ -96,6 +100,7 @@ class Channel:
                 logger.critical("this body process ends: %s", error)
                 os._exit(1)
             if frame is None:
+                self._ended()
                 os._exit(0)
             if isinstance(frame, Answer):
                 self._answers.put(frame)

@@ -102,6 +102,10 @@ class ControlListener:
         """Listen in the thread."""
         self._thread.start()
 
+    def is_alive(self) -> bool:
+        """Whether the thread listens, or has not begun to."""
+        return self._thread.ident is None or self._thread.is_alive()
+
     def close(self) -> None:
         """Unsubscribe, and end the thread. May be called before ``start``."""
         self._closed = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import msgspec
 
@@ -20,20 +22,75 @@ def configure_logging(level: str, log_format: str) -> None:
 
     A receiver of ``setup_logging`` does it instead.
     """
-    told = {"loglevel": getattr(logging, level.upper()), "logfile": None, "format": log_format, "colorize": False}
+    with logging_of_program(level, log_format):
+        return
+
+
+@contextlib.contextmanager
+def logging_of_program(level: str | int, log_format: str) -> Iterator[None]:
+    """Import the program inside: how it configures logging holds, and what it leaves open is as for our processes.
+
+    Records that find no handler meanwhile are written as they will be. Afterwards the root logger gets our handler,
+    unless it has one, or a receiver of ``setup_logging`` sees to it.
+    """
+    root = logging.getLogger()
+    number = logging.getLevelNamesMapping()[level.upper()] if isinstance(level, str) else level
+    handler, before = _OwnHandler(log_format), logging.lastResort
+    if not root.handlers:
+        root.setLevel(number)
+        logging.lastResort = handler
+    try:
+        yield
+    finally:
+        logging.lastResort = before
+        _configure(root, handler, number)
+
+
+def _configure(root: logging.Logger, handler: _OwnHandler, level: int) -> None:
+    told = {"loglevel": level, "logfile": None, "format": handler.log_format, "colorize": False}
     if hooks.setup_logging.receivers:
         hooks.setup_logging.send(None, **told)
-        return
-    root = logging.getLogger()
-    if root.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter(_TEXT_FORMAT))
-    handler.addFilter(add_task)
-    root.addHandler(handler)
-    root.setLevel(level.upper())
-    hooks.after_setup_logger.send(None, logger=root, **told)
-    hooks.after_setup_task_logger.send(None, logger=get_task_logger("ekiden.task"), **told)
+    elif not root.handlers:
+        root.addHandler(handler)
+        hooks.after_setup_logger.send(None, logger=root, **told)
+        hooks.after_setup_task_logger.send(None, logger=get_task_logger("ekiden.task"), **told)
+
+
+def format_of(root: logging.Logger) -> str:
+    """The format of our handler, for processes that are to write like this one; ``text`` where it has none."""
+    return next((handler.log_format for handler in root.handlers if isinstance(handler, _OwnHandler)), "text")
+
+
+class _OwnHandler(logging.StreamHandler[TextIO]):
+    """Writes to standard error what no handler of the program's has written to the terminal already."""
+
+    def __init__(self, log_format: str) -> None:
+        super().__init__()
+        self.log_format = log_format
+        self.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter(_TEXT_FORMAT))
+        self.addFilter(add_task)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, unless that was done below."""
+        if not _is_written(record):
+            super().emit(record)
+
+
+def _is_written(record: logging.LogRecord) -> bool:
+    """Whether a handler of the record's logger, or of one above it, writes it to standard output or error."""
+    terminal = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None:
+        for handler in logger.handlers:
+            if (
+                isinstance(handler, logging.StreamHandler)
+                and not isinstance(handler, _OwnHandler)
+                and any(handler.stream is each for each in terminal)
+                and record.levelno >= handler.level
+            ):
+                return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 def get_task_logger(name: str) -> logging.Logger:

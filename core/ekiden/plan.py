@@ -12,6 +12,8 @@ from ekiden.options import Count, InHand, Threads
 from ekiden.times import PositiveSeconds, Seconds
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
+"""The process met what it could not handle, and says what."""
 EXIT_REPLACE = 75
 """The process ends because it is to be replaced: it has done enough tasks, or grown too large."""
 EXIT_UNUSABLE = 78
@@ -51,7 +53,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``introduces``: say what is worked for. ``speaks``: say why that is impossible; of processes that start together
     only one does. ``instance`` tells this supervisor from every other. ``claims_name``: the name was chosen by
-    somebody, so that another worker may have it.
+    somebody, so that another worker may have it. ``beat_descriptor`` is the end of a pipe into which the process writes
+    something every second while it is well.
     """
 
     target: str
@@ -62,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str
     instance: str
     claims_name: bool
-    beat_file: str | None = None
+    beat_descriptor: int | None = None
 
 
 def unique_name() -> str:

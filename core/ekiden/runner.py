@@ -8,6 +8,7 @@ A message that was handed out before may have killed its worker: in a process of
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ekiden.outcomes import Failed, Outcome, Postponed, Revoked, Unprocessable
 from ekiden.pools import Alarm, ThreadBody, Watchdog
 from ekiden.request import Execution, running
 from ekiden.retry import asks_for_tries_after_death
+from ekiden.spawning import private_bytes
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 logger = safe_logger("ekiden.worker")
 
 _STOP_THREADS_SECONDS = 0.5
+_BLOCKED_SECONDS = 30.0
 _NO_PROCESS_DELAY_SECONDS = 1.0
 _NO_PROCESS = (
     "it needs a process of its own (time_limit or pool='process'), and such a process has to import the app: define "
@@ -75,10 +78,11 @@ class Runner:
         self._failed = failed
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(failed)
         self._loop: EventLoop | None = None
         self._processes = BodyProcesses(target)
         self._interrupts: dict[int, Callable[[], None]] = {}
+        self._closing = False
         self._abandoning = False
 
     def start(self) -> None:
@@ -121,6 +125,19 @@ class Runner:
         """How many jobs the event loop has, running or waiting."""
         return 0 if self._loop is None else self._loop.in_hand()
 
+    def stalled(self) -> str | None:
+        """What cannot run bodies any more though it should, in a few words. Called every second by one thread."""
+        if not self._closing and not all(thread.is_alive() for thread in self._threads):
+            return "a thread that runs bodies has ended"
+        blocked = 0.0 if self._loop is None else self._loop.blocked_for()
+        if blocked > _BLOCKED_SECONDS:
+            return f"the event loop has been blocked for {blocked:.0f} s, by an async task that does not await"
+        return None
+
+    def memory_bytes(self) -> int:
+        """How much memory the body processes take that they share with nobody."""
+        return self._processes.memory_bytes()
+
     def terminate(self, job: Job) -> None:
         """End a body, as REVOKED, when it has started; or do not start it. Nothing happens if it has ended."""
         job.terminated = True
@@ -130,6 +147,8 @@ class Runner:
 
     def close(self, grace: float) -> bool:
         """End every thread and process. Running bodies get ``grace`` seconds; False if one would not end."""
+        self._closing = True
+        self._processes.keep_none()
         for _ in self._threads:
             self._waiting.put(None)
         deadline = time.monotonic() + grace
@@ -189,7 +208,8 @@ class Runner:
         try:
             if job.terminated:
                 return Revoked(terminated=True)
-            return run(work.task, work.policy, work.request)
+            # In a context of its own: context variables, and so the decimal context, are as in a new thread.
+            return contextvars.Context().run(run, work.task, work.policy, work.request)
         except (SoftTimeLimitExceeded, Terminated) as late:
             # Raised while the body's last line ran, it arrived after that.
             return outcome_of(late, work.policy, work.request, time.time())
@@ -277,12 +297,7 @@ class Runner:
         """``outcome``, after the task's handlers for it have run."""
         if self._abandoning:
             return outcome  # nobody looks at it: the message goes back
-        execution = Execution(work.request, [])
-        token = running.set(execution)
-        try:
-            return finish(work.task, work.policy, execution, outcome, value=error, runtime=time.monotonic() - began)
-        finally:
-            running.reset(token)
+        return contextvars.Context().run(_finish, work, outcome, error, time.monotonic() - began)
 
     def _answer(self, ask: Ask) -> Answer:
         conf = self._app.conf
@@ -350,6 +365,12 @@ class _LoopBody:
         await self._runner._run_in_loop(self.job)
 
 
+def _finish(work: Work, outcome: Outcome, error: BaseException, runtime: float) -> Outcome:
+    execution = Execution(work.request, [])
+    running.set(execution)
+    return finish(work.task, work.policy, execution, outcome, value=error, runtime=runtime)
+
+
 def _limit_exceeded(seconds: float) -> TimeLimitExceeded:
     return TimeLimitExceeded(f"it ran longer than its time_limit of {seconds:g} s")
 
@@ -366,6 +387,7 @@ class BodyProcesses:
         self._mutex = threading.Lock()
         self._idle: list[BodyProcess] = []
         self._taken: set[BodyProcess] = set()
+        self._keeps = True
         self._closed = False
 
     def take(self) -> BodyProcess:
@@ -399,7 +421,7 @@ class BodyProcesses:
         """Its body has ended by itself: keep it for the next one."""
         with self._mutex:
             self._taken.discard(process)
-            if not self._closed:
+            if self._keeps:
                 self._idle.append(process)
                 return
         process.close()
@@ -411,13 +433,29 @@ class BodyProcesses:
         process.kill()
         process.close()
 
+    def memory_bytes(self) -> int:
+        """How much memory they take that they share with nobody."""
+        with self._mutex:
+            pids = [process.pid for process in (*self._idle, *self._taken)]
+        return sum(map(private_bytes, pids))
+
+    def keep_none(self) -> None:
+        """End those that run no body, and the others when theirs has ended.
+
+        For while the threads that started them still run: the kernel ends them with their threads, and then it is
+        harder to find what they have started.
+        """
+        with self._mutex:
+            self._keeps = False
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.close()
+
     def close(self) -> None:
         """End every process; those that run a body, at once."""
+        self.keep_none()
         with self._mutex:
             self._closed = True
-            idle, self._idle = self._idle, []
             taken = list(self._taken)
         for process in taken:
             process.kill()
-        for process in idle:
-            process.close()

@@ -131,7 +131,7 @@ class Settler:
         self._try_at = 0.0
         self._free_at = time.monotonic()
         self._renew_at = self._free_at + self._renew_every
-        self._renewed_at = self._free_at
+        self._renewed_at = self.last_turn = self._free_at
         self._renewal_logged_at: float | None = None
         self.in_trouble = False
         self.ended = 0
@@ -198,7 +198,7 @@ class Settler:
                 self._renew(now)
             if now >= self._try_at and self._has_work():
                 self._work()
-            self._free_at = time.monotonic()
+            self._free_at = self.last_turn = time.monotonic()
             self._tick()
             if self._closing.is_set():
                 give_up_at = give_up_at or now + _CLOSE_SECONDS
@@ -273,10 +273,14 @@ class Settler:
 
     def _work(self) -> None:
         try:
+            # Each of these is a call of its own, which a broker that is silent may hold up for some time.
             self._store()
+            self.last_turn = time.monotonic()
             if self._firsts:
                 self._settle_firsts()
+                self.last_turn = time.monotonic()
             self._settle()
+            self.last_turn = time.monotonic()
             if self._unsettled or self._giving_back:
                 self._release()
         except TRANSPORT_IS_GONE:

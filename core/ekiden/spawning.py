@@ -1,4 +1,4 @@
-"""Processes of our own and signals: what a process starts with before it can obey, and how it ends with its parent.
+"""Processes of our own and signals: what a process starts with before it can obey, and how it ends.
 
 A signal to a whole group of processes (Ctrl-C, systemd) also reaches those that are just starting, where it would be
 an exception in the middle of an import, or an end that looks like a crash. So a parent starts them deaf to it, and
@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What tells a process to stop in order; Ctrl-C tells the supervisor alone."""
 
 _PR_SET_PDEATHSIG = 1
+_EXIT_SECONDS = 3.0
+_FINALIZING_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -30,6 +38,11 @@ def deaf_to(*signals: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether this process was started to ignore a signal, as ``nohup`` has it with SIGHUP."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def obey(number: signal.Signals, action: Callable[[], object] | None) -> None:
@@ -81,3 +94,64 @@ def end_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends, however busy it is then (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def take_standard_input() -> io.BufferedReader:
+    """The pipe that is this process's standard input, for us alone.
+
+    A program that code of the user's starts, and ``input()``, find the end of the file instead.
+    """
+    taken = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return taken
+
+
+def end_process(code: int, last: Callable[[], object] | None = None) -> NoReturn:
+    """End this process within some seconds, whatever it still has. Call it from the main thread.
+
+    Threads that never end, exit handlers that hang and processes that nobody stops keep an interpreter from ending.
+    ``last`` is called before it is ended by force.
+    """
+
+    def end() -> None:
+        try:
+            if last is not None:
+                last()
+        finally:
+            os._exit(code)
+
+    timer = threading.Timer(_EXIT_SECONDS, end)
+    timer.daemon = True
+    with contextlib.suppress(RuntimeError):  # no more threads can be started: then by the alarm
+        timer.start()
+    if hasattr(signal, "setitimer"):  # for what hangs when no thread runs any more
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, _EXIT_SECONDS + _FINALIZING_SECONDS)
+    with contextlib.suppress(Exception):  # whoever has read it may be gone
+        sys.stdout.flush()
+    sys.exit(code)
+
+
+def resident_bytes(pid: int) -> int:
+    """How much memory a process has resident; 0 where the system does not tell."""
+    return _memory_pages(pid)[0] * _page_bytes()
+
+
+def private_bytes(pid: int) -> int:
+    """How much of that is not shared with others, such as the libraries' code."""
+    resident, shared = _memory_pages(pid)
+    return (resident - shared) * _page_bytes()
+
+
+def _memory_pages(pid: int) -> tuple[int, int]:
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        return int(resident), int(shared)
+    except (OSError, ValueError):
+        return 0, 0
+
+
+def _page_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0

@@ -2,8 +2,12 @@
 
 It never imports the app and opens no broker, so nothing of the user's can hang or kill it. Each worker process is a
 fresh interpreter with a pipe from here as its standard input; when the supervisor dies the pipes close and the
-processes drain. SIGTERM tells a process to drain, and may be sent by anybody and twice; to end at once is said through
-the pipe. One thread a process waits for its end; everything else happens in the thread that called ``run``.
+processes drain. SIGTERM and SIGHUP tell a process to drain, and may be sent by anybody and twice; to end at once is
+said through the pipe. One thread a process waits for its end; everything else happens in the thread that called
+``run``. What the machine does not give now (a process, a thread, a place for a file) is logged and tried again; it ends
+no process that works.
+
+When a worker process has ended, whatever ended it, what its tasks have started ends with it: see ``descendants``.
 
 A slot is a place for one process after the other. Its name is the consumer's name at the broker, so that a replaced
 process's deliveries come back as soon as its successor opens. The names are unique unless the user chose one; then
@@ -13,11 +17,11 @@ each process first asks whether a worker of another supervisor has it.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +31,7 @@ from types import FrameType
 
 import msgspec
 
+from ekiden.descendants import WORKER_MARK, end_descendants, marked
 from ekiden.errors import ConfigurationError
 from ekiden.loggers import safe_logger
 from ekiden.plan import (
@@ -39,7 +44,7 @@ from ekiden.plan import (
     exit_text,
     unique_name,
 )
-from ekiden.spawning import deaf_to
+from ekiden.spawning import STOP_SIGNALS, deaf_to, is_ignored
 
 logger = safe_logger("ekiden.supervisor")
 
@@ -51,6 +56,9 @@ _SHORT_LIFE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
 _LET_SPEAK_SECONDS = 1.0
+_POLL_SECONDS = 0.5
+_WATCH_AGAIN_SECONDS = 5.0
+_BEATS_AT_ONCE = 4096
 
 
 class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,20 +76,51 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
 class _Slot:
     """A place for a worker process: the current one, since when it runs, and whether it is being replaced.
 
-    ``speaks``: it says why the app cannot be worked for; see Plan.
+    ``speaks``: it says why the app cannot be worked for; see Plan. ``beats``: where it says that it is well, and
+    ``beat_at`` when it last did. ``mark``: by which what it has started is found. ``polled``: no thread waits for its
+    end.
     """
 
-    __slots__ = ("beat_file", "name", "pause", "process", "replacing", "speaks", "start_at", "started")
+    __slots__ = (
+        "beat_at",
+        "beats",
+        "mark",
+        "name",
+        "pause",
+        "polled",
+        "process",
+        "replacing",
+        "speaks",
+        "start_at",
+        "started",
+    )
 
-    def __init__(self, name: str, beat_file: Path | None, *, speaks: bool) -> None:
+    def __init__(self, name: str, *, speaks: bool) -> None:
         self.name = name
         self.speaks = speaks
-        self.beat_file = beat_file
         self.process: subprocess.Popen[bytes] | None = None
+        self.mark = ""
+        self.polled = False
+        self.beats: int | None = None
+        self.beat_at = -math.inf
         self.started = 0.0
         self.start_at: float | None = 0.0
         self.pause = 0.0
         self.replacing = False
+
+    def hear_beats(self) -> None:
+        """Note when the process last said that it is well."""
+        if self.beats is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.beats, _BEATS_AT_ONCE):
+                self.beat_at = time.monotonic()
+
+    def close_beats(self) -> None:
+        """Hear no more of them. May be called again."""
+        beats, self.beats = self.beats, None
+        if beats is not None:
+            os.close(beats)
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -108,22 +147,22 @@ class Supervisor:
         self._target = target
         self._options = options
         self._events: SimpleQueue[_Ended | _Stop | _Reload] = SimpleQueue()
-        self._beats = tempfile.TemporaryDirectory(prefix="ekiden-") if options.liveness_file else None
+        if options.liveness_file is not None and os.name != "posix":
+            raise ConfigurationError("--liveness-file works on POSIX systems only.")
+        self._liveness_trouble: str | None = None
         # Two supervisors must not take each other's deliveries, and in containers both may be process 1 of one host.
         self._instance = unique_name()
         base = options.worker.name or self._instance
-        self._slots = [
-            _Slot(f"{base}:{number}", Path(self._beats.name, str(number)) if self._beats else None, speaks=number == 1)
-            for number in range(1, options.processes + 1)
-        ]
+        self._slots = [_Slot(f"{base}:{number}", speaks=number == 1) for number in range(1, options.processes + 1)]
         self._stopping = 0
         self._kill_at: float | None = None
         self._exit_code = EXIT_DONE
 
     def run(self) -> int:
         """Run until every process has ended; the exit status for the command. Call it from the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGINT, *STOP_SIGNALS):
+            if number in {signal.SIGINT, signal.SIGTERM} or not is_ignored(number):
+                signal.signal(number, self._on_signal)
         stop_watching = self._watch_files()
         try:
             while self._work():
@@ -131,8 +170,6 @@ class Supervisor:
         finally:
             stop_watching()
             self._end_all()
-            if self._beats is not None:
-                self._beats.cleanup()
         return self._exit_code
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -144,6 +181,7 @@ class Supervisor:
         waits_for_change = self._options.reload_paths and not self._stopping
         if not waits_for_change and all(slot.process is None and slot.start_at is None for slot in self._slots):
             return False
+        self._poll()
         try:
             event = self._events.get(timeout=self._longest_wait())
         except Empty:
@@ -168,6 +206,8 @@ class Supervisor:
             due.append(self._kill_at - now)
         needs_looks = self._options.liveness_file is not None or os.getpid() == 1
         longest = _LOOK_SECONDS if needs_looks else 60.0
+        if any(slot.polled for slot in self._slots):
+            longest = _POLL_SECONDS
         return max(0.01, min([longest, *due]))
 
     # Processes.
@@ -188,20 +228,58 @@ class Supervisor:
             log_format=self._options.log_format,
             instance=self._instance,
             claims_name=self._options.worker.name is not None,
-            beat_file=None if slot.beat_file is None else str(slot.beat_file),
         )
-        command = [sys.executable, "-m", "ekiden.worker_process", self._target]
-        with deaf_to(signal.SIGINT):
-            process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        try:
+            process = self._spawn(slot, plan)
+        except (OSError, MemoryError) as error:
+            # No memory, no processes, no descriptors: that is the machine's trouble. The others work on.
+            slot.pause = min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+            slot.start_at = time.monotonic() + slot.pause
+            logger.error("a worker process cannot be started: %r; tried again in %.1f s", error, slot.pause)
+            return
         slot.process = process
         slot.started = time.monotonic()
         slot.start_at = None
         slot.replacing = False
+        waiting = threading.Thread(
+            target=self._wait, args=(slot, process), name=f"ekiden-wait-{slot.name}", daemon=True
+        )
+        try:
+            waiting.start()
+            slot.polled = False
+        except RuntimeError:
+            slot.polled = True  # no threads either
+
+    def _spawn(self, slot: _Slot, plan: Plan) -> subprocess.Popen[bytes]:
+        """Start a process and give it its plan. Raises OSError."""
+        command = [sys.executable, "-m", "ekiden.worker_process", self._target]
+        slot.mark = os.urandom(8).hex()
+        with contextlib.ExitStack() as undone, contextlib.ExitStack() as done:
+            descriptors: tuple[int, ...] = ()
+            if self._options.liveness_file is not None:
+                slot.beats, beat_descriptor = os.pipe()
+                undone.callback(slot.close_beats)
+                done.callback(os.close, beat_descriptor)
+                os.set_blocking(slot.beats, False)
+                descriptors = (beat_descriptor,)
+                plan = msgspec.structs.replace(plan, beat_descriptor=beat_descriptor)
+            with deaf_to(signal.SIGINT):
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, pass_fds=descriptors, env=marked(os.environ, WORKER_MARK, slot.mark)
+                )
+            undone.pop_all()
         _tell(process, msgspec.json.encode(plan) + b"\n")
-        threading.Thread(target=self._wait, args=(slot, process), name=f"ekiden-wait-{slot.name}", daemon=True).start()
+        return process
 
     def _wait(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
         self._events.put(_Ended(slot, process.wait()))
+
+    def _poll(self) -> None:
+        """Ask after the processes for whose end no thread waits."""
+        for slot in self._slots:
+            if slot.polled and slot.process is not None and (code := slot.process.poll()) is not None:
+                slot.polled = False
+                self._events.put(_Ended(slot, code))
 
     def _ended(self, slot: _Slot, code: int) -> None:
         assert slot.process is not None
@@ -210,6 +288,8 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError):  # it has not read all that it was told
             slot.process.stdin.close()
         slot.process = None
+        slot.close_beats()
+        _end_what_is_left(pid, slot.mark)
         spoke, slot.speaks = slot.speaks, True
         if self._stopping or (code == EXIT_DONE and not slot.replacing):
             return
@@ -263,6 +343,8 @@ class Supervisor:
             if slot.process is not None:
                 slot.process.kill()
                 slot.process.wait()
+                _end_what_is_left(slot.process.pid, slot.mark)
+            slot.close_beats()
 
     # Reloading and telling.
 
@@ -288,8 +370,13 @@ class Supervisor:
         stop = threading.Event()
 
         def tell() -> None:
-            for changes in watch(*self._options.reload_paths, watch_filter=PythonFilter(), stop_event=stop):
-                self._events.put(_Reload(tuple(sorted(path for _, path in changes))))
+            while not stop.is_set():
+                try:
+                    for changes in watch(*self._options.reload_paths, watch_filter=PythonFilter(), stop_event=stop):
+                        self._events.put(_Reload(tuple(sorted(path for _, path in changes))))
+                except Exception as error:  # noqa: BLE001 - no watches left, a path that is gone: it may come back
+                    logger.error("changed files are not seen: %s; tried again in %d s", error, _WATCH_AGAIN_SECONDS)
+                    stop.wait(_WATCH_AGAIN_SECONDS)
 
         thread = threading.Thread(target=tell, name="ekiden-reload", daemon=True)
         thread.start()
@@ -301,13 +388,25 @@ class Supervisor:
         return stop_watching
 
     def _tell_liveness(self) -> None:
-        """Touch the liveness file while every process has lately said that it is alive."""
-        if self._options.liveness_file is None:
+        """Touch the liveness file while every process has lately said that it is well."""
+        path = self._options.liveness_file
+        if path is None:
             return
-        oldest = time.time() - _FRESH_SECONDS
-        files = [slot.beat_file for slot in self._slots if slot.beat_file is not None]
-        if all(file.exists() and file.stat().st_mtime >= oldest for file in files):
-            Path(self._options.liveness_file).touch()
+        for slot in self._slots:
+            slot.hear_beats()
+        wanted = [slot for slot in self._slots if slot.process is not None or slot.start_at is not None]
+        if not wanted or any(time.monotonic() - slot.beat_at > _FRESH_SECONDS for slot in wanted):
+            return
+        trouble = None
+        try:
+            Path(path).touch()
+        except OSError as error:
+            trouble = str(error)
+        if trouble is not None and trouble != self._liveness_trouble:
+            logger.error("the liveness file cannot be touched, so that this worker looks dead: %s", trouble)
+        elif trouble is None and self._liveness_trouble is not None:
+            logger.warning("the liveness file is touched again: %s", path)
+        self._liveness_trouble = trouble
 
 
 def _tell(process: subprocess.Popen[bytes], text: bytes) -> None:
@@ -315,6 +414,17 @@ def _tell(process: subprocess.Popen[bytes], text: bytes) -> None:
     with contextlib.suppress(BrokenPipeError):  # it has died already; its end is on its way
         process.stdin.write(text)
         process.stdin.flush()
+
+
+def _end_what_is_left(pid: int, mark: str) -> None:
+    """A worker process has ended: end what its tasks have started and left behind."""
+    try:
+        left = end_descendants(pid, WORKER_MARK, mark)
+    except OSError as error:  # no descriptors left to look for them
+        logger.error("what worker process %d has left behind may live on: %s", pid, error)
+        return
+    if left:
+        logger.warning("worker process %d has left processes of its tasks behind, which are killed: %s", pid, left)
 
 
 def _reap_strangers(own: set[int]) -> None:

@@ -14,7 +14,6 @@ follows how fast they are worked off.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import threading
@@ -54,8 +53,9 @@ from ekiden.routes import check_queue_name
 from ekiden.runner import Runner
 from ekiden.settler import Settler
 from ekiden.signature import Call
+from ekiden.spawning import resident_bytes
 from ekiden.task import Task
-from ekiden.transport import Consumer
+from ekiden.transport import Consumer, Transport
 
 logger = safe_logger("ekiden.worker")
 
@@ -70,6 +70,7 @@ _RATE_STEP_SECONDS = 0.05
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
+_STALLED_SECONDS = 45.0
 _UNKNOWN_TASK_DELAY_SECONDS = 5.0
 _AT_ONCE_SECONDS = 1.0
 _BYTES_PER_MB = 1_000_000
@@ -117,7 +118,7 @@ class Worker:
         self._rate_measured_at = 0.0
         self._rate_measured_count = 0
         self._ticked_at = 0.0
-        self.last_tick = time.monotonic()
+        self.last_turn = time.monotonic()
 
     def stop(self, *, at_once: bool = False) -> None:
         """Claim no more, give back what has not started, let the rest finish; ``at_once``: do not wait for it."""
@@ -126,8 +127,35 @@ class Worker:
         self._stopping.set()
         self._room.set()
         if self._consumer is not None:
-            with contextlib.suppress(*TRANSPORT_IS_GONE):
-                self._consumer.stop()
+            self._stop_claiming(self._consumer)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended it, if it could not go on. It was logged when it happened."""
+        return self._failure
+
+    def ends_at_once(self) -> bool:
+        """Whether it was stopped without waiting for running tasks."""
+        return self._at_once.is_set()
+
+    def stalled(self) -> str | None:
+        """What of it does no work any more though it should, in a few words; None while all is well.
+
+        Called every second by one thread. A task may take as long as it likes, and a broker may be away: neither is
+        meant.
+        """
+        now = time.monotonic()
+        if self._settler is None or self._runner is None or self._control is None:
+            return None
+        if not self._stopping.is_set():
+            if now - self.last_turn > _STALLED_SECONDS:
+                return f"the thread that receives has been stuck for {now - self.last_turn:.0f} s"
+            if not self._control.is_alive():
+                return "the thread that hears what apps tell workers has ended"
+        if now - self._settler.last_turn > _STALLED_SECONDS:
+            since = now - self._settler.last_turn
+            return f"the thread that stores results and settles has been stuck for {since:.0f} s"
+        return self._runner.stalled() or _stalled_transport(self._app.opened_transport())
 
     def warnings(self) -> list[str]:
         """What its tasks should not rely on with this broker and backend: one sentence each.
@@ -315,22 +343,34 @@ class Worker:
     def _tick(self) -> None:
         """Called often by the settler: whether it is time to be replaced. Cheap."""
         now = time.monotonic()
-        self.last_tick = now
         if now - self._ticked_at < _TICK_SECONDS and self.max_tasks is None:
             return
         self._ticked_at = now
         assert self._settler is not None
         too_many = self.max_tasks is not None and self._settler.ended >= self.max_tasks
         limit = self._options.max_memory_mb
-        if not self._stopping.is_set() and (too_many or (limit is not None and memory_bytes() > limit * _BYTES_PER_MB)):
+        if not self._stopping.is_set() and (
+            too_many or (limit is not None and self._memory_bytes() > limit * _BYTES_PER_MB)
+        ):
             self.recycled = True
             logger.info("%s ends to be replaced: %s", self.name, "enough tasks" if too_many else "enough memory")
             self.stop()
 
+    def _memory_bytes(self) -> int:
+        """What this process and its body processes take together; what those share with it is counted once."""
+        return resident_bytes(os.getpid()) + (0 if self._runner is None else self._runner.memory_bytes())
+
+    def _stop_claiming(self, consumer: Consumer) -> None:
+        try:
+            consumer.stop()
+        except TRANSPORT_IS_GONE:
+            return  # it claims nothing any more
+        except TransportError as error:
+            logger.warning("%s could not tell the broker that it claims no more: %s", self.name, error)
+
     def _wind_up(self, consumer: Consumer, settler: Settler, runner: Runner, ears: ControlListener) -> bool:
         hooks.worker_shutting_down.send(self.name)
-        with contextlib.suppress(*TRANSPORT_IS_GONE):
-            consumer.stop()
+        self._stop_claiming(consumer)
         settler.give_back(runner.take_back())
         clean = self._wait_for_bodies(settler)
         clean = runner.close(0.0 if not clean or self._at_once.is_set() else _AT_ONCE_SECONDS) and clean
@@ -388,6 +428,7 @@ class _Receiver:
         worker = self._worker
         wait = _BURST_RECEIVE_SECONDS if worker.is_burst() else _RECEIVE_SECONDS
         while not worker.is_stopping():
+            worker.last_turn = time.monotonic()
             room = self._room()
             if room <= 0:
                 worker.wait_for_room(_NO_ROOM_SECONDS)
@@ -600,10 +641,8 @@ def message_time(message_id: str) -> float | None:
         return None
 
 
-def memory_bytes() -> int:
-    """How much memory this process has resident, in bytes; 0 where the system does not tell."""
+def _stalled_transport(transport: Transport) -> str | None:
     try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
+        return transport.stalled()
+    except Exception as error:  # noqa: BLE001 - a plugin's: what it cannot say is not well
+        return f"the transport cannot say whether its threads work: {error!r}"

@@ -1,57 +1,85 @@
 """The program of one worker process: ``python -m ekiden.worker_process``, started by the supervisor.
 
 Standard input is a pipe from the supervisor. The first line is the plan, as JSON; a second one says to end at once.
-When the pipe closes the supervisor is gone, and this process drains and ends. SIGTERM drains as well, however often it
-comes: who sends it to a whole group of processes reaches this one twice. SIGINT is ignored.
+When the pipe closes the supervisor is gone, and this process drains and ends. SIGTERM and SIGHUP drain as well, however
+often they come: who sends one to a whole group of processes reaches this one twice. SIGINT is ignored.
+
+However it ends, it does so in bounded time: code of the user's may leave threads, processes and exit handlers behind.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import logging
 import os
-import signal
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from io import BufferedReader
 from queue import SimpleQueue
-from typing import NoReturn
 
 import msgspec
 
 from ekiden import plugins
 from ekiden.app import Ekiden, load_app
+from ekiden.descendants import WORKER_MARK, end_descendants
 from ekiden.errors import ConfigurationError, EkidenError
 from ekiden.loggers import safe_logger
-from ekiden.logs import configure_logging
-from ekiden.plan import EXIT_DONE, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan, WorkerOptions
-from ekiden.spawning import ignore_interrupts, obey
+from ekiden.logs import logging_of_program
+from ekiden.modules import what_failed
+from ekiden.plan import EXIT_DONE, EXIT_FAILED, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan, WorkerOptions
+from ekiden.safe_text import indented_below
+from ekiden.spawning import (
+    STOP_SIGNALS,
+    end_process,
+    ignore_interrupts,
+    is_ignored,
+    obey,
+    take_standard_input,
+)
 from ekiden.worker import Worker
 
 logger = safe_logger("ekiden.worker")
 
 _BEAT_SECONDS = 1.0
-_EXIT_SECONDS = 3.0
-_FRESH_SECONDS = 30.0
+_WIND_UP_SECONDS = 15.0
+_LOOK_SECONDS = 0.5
 
 
 def main() -> None:
     """Work as planned; the exit status says why it ended."""
     ignore_interrupts()
-    plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
-    configure_logging(plan.log_level, plan.log_format)
+    supervisor = take_standard_input()
+    plan = msgspec.json.decode(supervisor.readline(), type=Plan)
+    atexit.register(_end_what_is_left)  # the first one is called last
+    code = EXIT_FAILED
     try:
-        app = load_app(plan.target)
-        plugins.check_shared(app.broker_url(), app.backend_url())
-        worker = Worker(app, _options(plan, app), claims_name=plan.claims_name, instance=plan.instance)
-    except EkidenError as error:
-        _refuse(plan, error)
-    _obey(worker)
+        code = _run(plan, supervisor)
+    except BaseException as error:
+        logger.critical("this worker process ends: %r", error, exc_info=error)
+    if code == EXIT_UNCLEAN:
+        _end_now(code)
+    end_process(code, last=_end_what_is_left)
+
+
+def _run(plan: Plan, supervisor: BufferedReader) -> int:
+    try:
+        with logging_of_program(plan.log_level, plan.log_format):
+            app = load_app(plan.target)
+        worker = _worker(plan, app)
+    except ConfigurationError as error:
+        return _refuse(plan, error)
+    if plan.introduces and app.ignored_variables:
+        app.warn_of_ignored_variables()
+    _obey(worker, supervisor)
+    _guard_the_end(worker)
     if plan.introduces:
         _introduce(app, worker)
-    if plan.beat_file is not None:
-        _beat(worker, plan.beat_file)
+    if plan.beat_descriptor is not None:
+        _beat(worker, plan.beat_descriptor)
     gc.collect()
     gc.freeze()  # what is loaded by now stays, so the collector need not look at it again and again
     try:
@@ -59,20 +87,30 @@ def main() -> None:
             logger.warning("%s", warning)
         clean = worker.run()
     except ConfigurationError as error:
-        _refuse(plan, error)
+        return _refuse(plan, error)
     except EkidenError as error:
-        logger.error("%s", error)
-        sys.exit(1)
-    finally:
-        logging.shutdown()
+        if error is not worker.failure:  # else it was logged when it happened
+            logger.error("%s", error)
+        return EXIT_FAILED
+    except BaseException as error:
+        if error is not worker.failure:
+            raise
+        return EXIT_FAILED
     if not clean:
-        # A body still runs in a thread that cannot be ended; its message has been given back.
-        sys.stdout.flush()
-        os._exit(EXIT_UNCLEAN)
+        return EXIT_UNCLEAN
     app.close()
-    code = EXIT_REPLACE if worker.recycled else EXIT_DONE
-    _exit_anyway(code)
-    sys.exit(code)
+    return EXIT_REPLACE if worker.recycled else EXIT_DONE
+
+
+def _worker(plan: Plan, app: Ekiden) -> Worker:
+    """What does the work. Raises ConfigurationError for whatever keeps it from being made: trying again is no use."""
+    try:
+        plugins.check_shared(app.broker_url(), app.backend_url())
+        return Worker(app, _options(plan, app), claims_name=plan.claims_name, instance=plan.instance)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"{plan.target}: a worker cannot start: {what_failed(error)}") from error
 
 
 def _options(plan: Plan, app: Ekiden) -> WorkerOptions:
@@ -85,11 +123,14 @@ def _options(plan: Plan, app: Ekiden) -> WorkerOptions:
     )
 
 
-def _refuse(plan: Plan, error: EkidenError) -> NoReturn:
-    """Say why this app cannot be worked for, and end."""
-    if plan.speaks:
-        sys.stderr.write(f"Error: {error}\n")
-    sys.exit(EXIT_UNUSABLE)
+def _refuse(plan: Plan, error: EkidenError) -> int:
+    """Say why this app cannot be worked for."""
+    if plan.speaks and plan.log_format == "json":
+        logger.critical("%s", error)
+    elif plan.speaks:
+        sys.stderr.write(f"Error: {indented_below(str(error))}\n")
+        sys.stderr.flush()
+    return EXIT_UNUSABLE
 
 
 def _introduce(app: Ekiden, worker: Worker) -> None:
@@ -100,7 +141,7 @@ def _introduce(app: Ekiden, worker: Worker) -> None:
     logger.info("tasks %s", ", ".join(sorted(app.tasks)) or "none: the setting include names modules that have some")
 
 
-def _obey(worker: Worker) -> None:
+def _obey(worker: Worker, supervisor: BufferedReader) -> None:
     """Stop when told to by a signal or through the pipe, or when the supervisor is gone."""
     told: SimpleQueue[bool] = SimpleQueue()
 
@@ -111,39 +152,96 @@ def _obey(worker: Worker) -> None:
             worker.stop(at_once=told.get())
 
     def watch_supervisor() -> None:
-        while os.read(0, 1024):
+        while supervisor.readline():
             told.put(True)
         if not worker.is_stopping():
             logger.warning("the supervisor is gone; %s drains and ends", worker.name)
             told.put(False)
 
-    threading.Thread(target=stop_when_told, name="ekiden-stop", daemon=True).start()
-    threading.Thread(target=watch_supervisor, name="ekiden-supervisor-watch", daemon=True).start()
-    obey(signal.SIGTERM, lambda: told.put(False))
+    _start_thread("ekiden-stop", stop_when_told, worker)
+    _start_thread("ekiden-supervisor-watch", watch_supervisor, worker)
+    for number in STOP_SIGNALS:
+        if not is_ignored(number):
+            obey(number, lambda: told.put(False))
 
 
-def _exit_anyway(code: int) -> None:
-    """End this process even if a thread that a task left behind never does: or nobody would take its place."""
+def _guard_the_end(worker: Worker) -> None:
+    """End this process if it does not wind up after a stop, whatever that was for: nobody would take its place."""
 
-    def exit_now() -> None:
+    def guard() -> None:
+        while not worker.is_stopping():
+            worker.wait_for_stop(threading.TIMEOUT_MAX)
+        stopped = time.monotonic()
+        while time.monotonic() - stopped < _WIND_UP_SECONDS + (0.0 if worker.ends_at_once() else worker.grace):
+            time.sleep(_LOOK_SECONDS)
+        logger.critical("%s does not end, and its process is ended; what it held comes back", worker.name)
+        _end_now(EXIT_UNCLEAN)
+
+    _start_thread("ekiden-end-guard", guard, worker)
+
+
+def _end_now(code: int) -> None:
+    """End this process whatever its threads do: a body may still run in one that cannot be ended."""
+    flushing = threading.Thread(target=_flush, daemon=True)
+    with contextlib.suppress(RuntimeError):
+        flushing.start()
+        flushing.join(_LOOK_SECONDS)  # whoever reads what is written may not do so any more
+    _end_what_is_left()
+    os._exit(code)
+
+
+def _end_what_is_left() -> None:
+    """End what tasks have started; the supervisor does it for a process that is killed."""
+    try:
+        left = end_descendants(os.getpid(), WORKER_MARK, os.environ.get(WORKER_MARK, ""))
+        if left:
+            logger.warning("processes that tasks have left behind are killed: %s", left)
+    except OSError as error:
+        logger.error("what tasks have started may live on: %s", error)
+
+
+def _flush() -> None:
+    logging.shutdown()
+    with contextlib.suppress(Exception):
         sys.stdout.flush()
-        os._exit(code)
-
-    timer = threading.Timer(_EXIT_SECONDS, exit_now)
-    timer.daemon = True
-    timer.start()
 
 
-def _beat(worker: Worker, path: str) -> None:
-    """Touch a file for as long as the worker's settler is alive, so that the supervisor can tell."""
+def _beat(worker: Worker, descriptor: int) -> None:
+    """Tell the supervisor every second that this worker is well, for as long as it is."""
+    os.set_inheritable(descriptor, False)  # what tasks start has nothing to tell
+    os.set_blocking(descriptor, False)
 
     def beat() -> None:
+        was_stalled = False
         pause = threading.Event()
         while not pause.wait(_BEAT_SECONDS):
-            if time.monotonic() - worker.last_tick < _FRESH_SECONDS:
-                Path(path).touch()
+            stalled = worker.stalled()
+            if stalled is not None and not was_stalled:
+                logger.error("%s does not count as alive for its liveness file: %s", worker.name, stalled)
+            elif stalled is None and was_stalled:
+                logger.warning("%s counts as alive again", worker.name)
+            was_stalled = stalled is not None
+            try:
+                if not was_stalled:
+                    os.write(descriptor, b".")
+            except BlockingIOError:
+                continue  # the supervisor stands still
+            except OSError:
+                return  # it is gone
 
-    threading.Thread(target=beat, name="ekiden-beat", daemon=True).start()
+    _start_thread("ekiden-beat", beat, worker)
+
+
+def _start_thread(name: str, work: Callable[[], None], worker: Worker) -> None:
+    """A thread without which this process must not go on."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the worker ends with it
+            worker.fail(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
 
 
 if __name__ == "__main__":
