@@ -339,7 +339,7 @@ def test_a_transport_that_is_gone_ends_the_worker_wherever_it_is_met(
     work.delay()
     assert gate.arrived.wait(PATIENCE)
 
-    def fail(*_: object) -> Any:
+    def fail(*_: object, **_options: object) -> Any:
         raise error
 
     def answer(asked: Sequence[object]) -> list[Settled]:
