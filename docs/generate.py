@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import ekiden
@@ -229,6 +229,8 @@ def _value(value: Any) -> str:
 
 
 def _kind(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        return _kind(get_args(kind)[0])  # its bounds are told where they are refused
     if get_origin(kind) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(kind))
     return " or ".join(_kind(each) for each in get_args(kind) if each is not NoneType) or f"`{kind.__name__}`"
