@@ -10,12 +10,16 @@ from hashlib import sha256
 
 import pika
 import pytest
+from ekiden import Ekiden
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
 from ekiden.message import STORED, Ending, PublishOutcome, SettleOutcome, new_id
+from ekiden.plan import WorkerOptions
 from ekiden.plugins import open_transport
 from ekiden.testing.conformance.fixtures import PATIENCE, a_message, bodies, eventually, numbered, settle
 from ekiden.transport import Consumer, Transport
 from ekiden.urls import parse_url
+from ekiden.worker import Worker
+from ekiden_rabbitmq import RabbitMQTransport
 from ekiden_rabbitmq.topology import queue_name
 from pika.adapters.blocking_connection import BlockingChannel
 
@@ -331,6 +335,28 @@ def test_who_has_no_rights_in_the_virtual_host_is_refused(server: RabbitMQServer
     assert "nobody has no rights in the virtual host /" in str(error)
 
 
+@pytest.mark.slow
+def test_who_may_not_publish_gives_back_what_was_received_as_it_is(server: RabbitMQServer, queue: str) -> None:
+    """No copy can be published, and the worker goes on."""
+    with open_transport(server.url) as owner:
+        owner.publish(numbered(queue, 3))
+    with (
+        open_transport(server.url_as("may-not-publish", "secret")) as transport,
+        transport.consumer([queue], lease=60, prefetch=1, name="one") as consumer,
+    ):
+        (first,) = consumer.receive(1, PATIENCE)
+
+        consumer.release([first])
+
+        attempts = {}
+        while len(attempts) < 3:
+            (each,) = consumer.receive(1, PATIENCE)
+            attempts[each.message.id] = each.attempt
+            assert settle(consumer, [each]) == [SettleOutcome.SETTLED]
+        assert attempts.pop(first.message.id) == 2
+        assert set(attempts.values()) == {1}
+
+
 # Queues of other people's.
 
 
@@ -376,6 +402,85 @@ def test_the_doctor_tells_of_queues_that_somebody_declared_otherwise(
     (warning,) = [warning for warning in found if queue in warning]
     assert f"the queue {at_server(rabbitmq_place, queue)} was not declared by ekiden" in warning
     assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        ({"x-queue-type": "quorum"}, None),
+        ({"x-queue-type": "quorum", "x-delivery-limit": 7}, 7),
+        ({"x-queue-type": "classic"}, 0),
+    ],
+    ids=["no limit", "a limit", "classic"],
+)
+def test_a_queue_that_drops_what_comes_back_too_often_is_told(
+    rabbitmq_place: str, queue: str, arguments: dict[str, object], limit: int | None
+) -> None:
+    """Without a limit of its own, a quorum queue has the server's: 20 from 4.0 on, none before."""
+    with channel_at(rabbitmq_place) as channel:
+        channel.queue_declare(at_server(rabbitmq_place, queue), durable=True, arguments=arguments)
+    with open_transport(rabbitmq_place) as transport:
+        assert isinstance(transport, RabbitMQTransport)
+        transport.publish([a_message(f"{queue}-ours")])
+        assert transport._publishing.server is not None
+        of_the_server = transport._publishing.server.differences.delivery_limit
+        expected = of_the_server if limit is None else limit
+
+        found = transport.delivery_limits([queue, f"{queue}-ours", f"{queue}-missing", f"reply.{queue}"])
+        warnings = " ".join(transport.warnings([queue]))
+
+    assert found == ({queue: expected} if expected else {})
+    assert (f"comes back more than {expected} times" in warnings) is bool(expected)
+
+
+def test_a_worker_says_at_its_start_what_the_server_would_drop(rabbitmq_place: str) -> None:
+    with channel_at(rabbitmq_place) as channel:
+        limited = {"x-queue-type": "quorum", "x-delivery-limit": 7}
+        channel.queue_declare(at_server(rabbitmq_place, "default"), durable=True, arguments=limited)
+    with Ekiden("ours", broker=rabbitmq_place) as app:
+
+        @app.task(max_deliveries=8)
+        def stubborn() -> None: ...
+
+        @app.task(max_deliveries=7)
+        def ordinary() -> None: ...
+
+        found = [warning for warning in Worker(app, WorkerOptions()).warnings() if "drops" in warning]
+
+    (warning,) = found
+    assert "more than 7 times" in warning
+    assert stubborn.name in warning
+    assert ordinary.name not in warning
+
+
+@pytest.mark.parametrize("name", ["ü" * 64, "世" * 40])
+def test_asking_how_a_queue_was_declared_harms_no_consumer(rabbitmq_url: str, name: str) -> None:
+    """Servers from 4.0 on end the connection for an answer that is too long in bytes."""
+    with channel_at(rabbitmq_url) as channel, open_transport(rabbitmq_url) as transport:
+        channel.queue_declare(name, durable=True, arguments={"x-max-length": 10, "x-queue-type": "classic"})
+        queue = f"test-{new_id()}"
+        transport.publish([a_message(queue)])
+        with transport.consumer([queue], lease=60, prefetch=1, name="one") as consumer:
+            held = consumer.receive(1, PATIENCE)
+
+            assert name in " ".join(transport.warnings([name]))
+            assert transport.delivery_limits([name]) == {}
+
+            assert settle(consumer, held) == [SettleOutcome.SETTLED]
+        channel.queue_delete(name)
+
+
+def test_a_queue_for_whose_name_the_server_hangs_up_harms_no_other(rabbitmq_url: str) -> None:
+    """What a server of 4.0 says of one that is another connection's own has too many bytes."""
+    name, queue = "世" * 20, f"test-{new_id()}"
+    with channel_at(rabbitmq_url) as channel, open_transport(rabbitmq_url) as transport:
+        channel.queue_declare(name, exclusive=True)
+
+        for _ in range(3):
+            answers = transport.publish([a_message(queue), a_message(name), a_message(queue)])
+
+            assert [answer.outcome.value for answer in answers] == ["stored", "failed", "stored"]
+            assert isinstance(answers[1].error, BrokerUnavailable)
 
 
 def test_the_doctor_tells_of_a_queue_that_the_server_forgets(rabbitmq_place: str, queue: str) -> None:
