@@ -233,6 +233,8 @@ def _kind(kind: Any) -> str:
         return _kind(get_args(kind)[0])  # its bounds are told where they are refused
     if get_origin(kind) is Literal:
         return " or ".join(f"`{each}`" for each in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _kind(get_args(kind)[0])
     return " or ".join(_kind(each) for each in get_args(kind) if each is not NoneType) or f"`{kind.__name__}`"
 
 

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import msgspec
 
@@ -44,7 +44,7 @@ from ekiden.modules import (
     public_values,
     real_module_name,
 )
-from ekiden.options import Policy, Sending, call_options, merge, policy
+from ekiden.options import Policy, Sending, call_options, check_task_name, merge, policy
 from ekiden.publisher import Publisher
 from ekiden.request import Request, limits_of, running
 from ekiden.results import AsyncResult, Backend, StoredResult, known_sources
@@ -130,6 +130,7 @@ class Ekiden(TaskSet):
         if include:
             self.conf.include = tuple(include)
         self._check_urls()
+        self.conf.check_url = _check_scheme
         self.control = Control(self)
         self.publisher = Publisher(self.opened_transport)
         self._included: list[TaskSet] = []
@@ -215,6 +216,7 @@ class Ekiden(TaskSet):
         self, name: str, args: Sequence[Any] | None = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[Any]:
         """Send a call of a task by its name, known here or not; ``options`` are those of ``apply_async``."""
+        check_task_name(name)
         task = self.find_task(name)
         declared = task.declared(self.conf) if task else None
         checked = call_options(name, options)
@@ -366,6 +368,24 @@ class Ekiden(TaskSet):
 
         return InProcessWorker(self, **options)
 
+    def start(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Become the command for this app, with the program's arguments or these: ``python shop.py worker -l INFO``.
+
+        The process is replaced. Raises MisuseError for an app that no other process could import.
+        """
+        target = target_of(self)
+        if target is None:
+            raise MisuseError(f"{self!r} is in no module, so no worker could import it; define it at the top of one.")
+        sys.stdout.flush()
+        os.execv(
+            sys.executable, [sys.executable, "-m", "ekiden", "-A", target, *(sys.argv[1:] if argv is None else argv)]
+        )
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """``start`` with the arguments of a worker: ``app.worker_main(["worker", "-l", "INFO"])``."""
+        given = list(sys.argv[1:] if argv is None else argv)
+        self.start(given if "worker" in given else ["worker", *given])
+
     def policy(self, task: Task[..., Any]) -> Policy:
         """A task's options with the settings merged in."""
         return policy(self.conf, task.declared(self.conf))
@@ -468,9 +488,9 @@ class Ekiden(TaskSet):
 
     def _check_urls(self) -> None:
         if self.conf.broker_url is not None:
-            plugins.check_installed(plugins.TRANSPORTS, parse_url(self.conf.broker_url))
+            _check_scheme("broker_url", self.conf.broker_url)
         if self.conf.result_backend is not None:
-            plugins.check_installed(plugins.BACKENDS, parse_url(self.conf.result_backend))
+            _check_scheme("result_backend", self.conf.result_backend)
 
     def _forget_after_fork(self) -> None:
         if not hasattr(os, "register_at_fork"):
@@ -489,6 +509,11 @@ class Ekiden(TaskSet):
                     app._backend.forget_connections()
 
         os.register_at_fork(after_in_child=forget)
+
+
+def _check_scheme(setting: str, url: str) -> None:
+    """Raise ConfigurationError for a URL that no installed plugin can open."""
+    plugins.check_installed(plugins.TRANSPORTS if setting == "broker_url" else plugins.BACKENDS, parse_url(url))
 
 
 def _task_class(given: type[Task[..., Any]] | str) -> type[Task[..., Any]]:

@@ -19,6 +19,8 @@ The table, one row per outcome (``verdict`` is this table as code, and the tests
     SecondCopy           -           -                                            settled
     AlreadyEnded         -           what follows from the stored outcome         settled
 
+Unprocessable stores nothing for a body that cannot be read: it names no task to store a result of.
+
 Where the sender waits for a reply (``ekiden.replies``), what would be stored is told to it as well; or instead, where
 the backend of the worker stores nothing.
 
@@ -93,6 +95,7 @@ from ekiden.replies import REPLY_TO_HEADER, reply_queue
 from ekiden.request import MOST_CHILDREN, Execution, Request, running
 from ekiden.results import StoredResult
 from ekiden.retry import is_retried, retry_delay, tries_left
+from ekiden.routes import check_queue_name
 from ekiden.safe_text import cut, storable, text_of, traceback_text
 from ekiden.signature import Call, Step, due_of_retry, follow_up_id, seconds_until
 from ekiden.states import State
@@ -106,6 +109,7 @@ REQUEUE_DELAY = 1.0
 """Seconds after which a message that its task gave back (``Reject(requeue=True)``) is handed out again."""
 
 _LONGEST_ERROR_HEADER = 1000
+_LONGEST_LAST_ERROR = 1000
 _LARGEST_NUMBER = 2**63 - 1
 
 
@@ -464,9 +468,10 @@ def verdict(
                 case, State.FAILURE, _failure(TaskRejected(f"rejected: {reason}" if reason else "rejected")), keep=True
             )
         case Expired():
-            return _failed(case, State.EXPIRED, _failure(TaskExpired("expired before a worker could start it")))
+            return _failed(case, State.EXPIRED, _failure(TaskExpired(_expired_text(case))))
         case Revoked(terminated=terminated):
-            return _failed(case, State.REVOKED, _failure(TaskRevoked("terminated" if terminated else "revoked")))
+            text = with_last_error("terminated" if terminated else "revoked", case.call)
+            return _failed(case, State.REVOKED, _failure(TaskRevoked(text)))
         case Postponed(delay=delay, keep_attempt=keep_attempt):
             return Verdict(release=delay, keep_attempt=keep_attempt)
         case Ignored() | SecondCopy():
@@ -505,6 +510,21 @@ def _repeated(case: _Case, outcome: AlreadyEnded) -> Verdict:
     if stored is None:
         return _SETTLE
     return msgspec.structs.replace(verdict(case.delivery, case.call, case.policy, stored, case.context), result=None)
+
+
+def _expired_text(case: _Case) -> str:
+    attempt = case.delivery.attempt
+    text = "expired before a worker could start it"
+    if attempt > 1:
+        text += f" again; it had been handed out {attempt - 1} times before, and not ended"
+    return with_last_error(text, case.call)
+
+
+def with_last_error(text: str, call: Call | None) -> str:
+    """``text``, which says why a call ends without having run, and what its last try raised if it was tried before."""
+    if call is None or call.last_error is None:
+        return text
+    return f"{text}; try {call.retries} of it had failed: {call.last_error}"
 
 
 def _failure(error: TaskError) -> Failed:
@@ -590,9 +610,9 @@ def _next_try(message: Message, call: Call, outcome: Retried, context: Context) 
         args=call.args if outcome.args is None else outcome.args,
         kwargs=call.kwargs if outcome.kwargs is None else outcome.kwargs,
         retries=call.retries + 1,
-        sent=context.now,
         eta=outcome.due,
         fenced=True,
+        last_error=None if outcome.failure is None else _error_text(outcome.failure),
     )
     options = outcome.options or _AS_THIS_ONE
     again = msgspec.structs.replace(
@@ -612,6 +632,11 @@ def _next_try(message: Message, call: Call, outcome: Retried, context: Context) 
     )
 
 
+def _error_text(failure: FailureRecord) -> str:
+    name = failure.type.removeprefix("builtins.")
+    return cut(f"{name}: {failure.message}" if failure.message else name, _LONGEST_LAST_ERROR)
+
+
 def _follow_ups(case: _Case, call: Call, steps: tuple[Step, ...], first: msgspec.Raw, why: str) -> tuple[Message, ...]:
     headers = case.delivery.message.headers
     carried = {REPLY_TO_HEADER: headers[REPLY_TO_HEADER]} if REPLY_TO_HEADER in headers else {}
@@ -627,6 +652,7 @@ def _follow_up(
     task_id = follow_up_id(step, call.id, why)
     due = None if step.countdown is None or step.countdown <= 0 else context.now + step.countdown
     sending = context.route(step.task, step.queue, step.priority)
+    check_queue_name(sending.queue)  # one that a caller may name: no reply queue, and no dead letters
     follow_up = Call(
         task=step.task,
         id=task_id,
@@ -693,16 +719,28 @@ def _carried_value(value: Any) -> HeaderValue:
             return text_of(value)[:_LONGEST_ERROR_HEADER]
 
 
-def redriven(dead: Message, queue: str) -> Message:
+def redriven(dead: Message, queue: str, *, now: float | None = None) -> Message:
     """The message that a dead letter becomes when it is sent back to ``queue``: the same call, with all its tries.
 
-    Forget the task's stored result before it is published: nothing replaces a final one.
+    ``now`` (seconds since the epoch) is when: the call counts as sent then, and lives as long again as it had from
+    its sending to its ``expires``. Forget the task's stored result before it is published: nothing replaces a final
+    one.
     """
     headers = {name: value for name, value in dead.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
     try:
         call = decode_call(dead.body, headers)
     except MessageError:
-        body = dead.body  # whoever mended the worker may read it now
+        body = dead.body  # a worker that was mended may read it now, or one of a newer version, within its grace
+        due = now
     else:
-        body = encode_call(msgspec.structs.replace(call, retries=0, eta=None, fenced=False))
-    return Message(derived_id(dead.id, "redrive"), queue, body, headers, dead.priority)
+        again = msgspec.structs.replace(call, retries=0, eta=None, fenced=False, last_error=None)
+        body = encode_call(again if now is None else _sent_anew(again, now))
+        due = None
+    return Message(derived_id(dead.id, "redrive"), queue, body, headers, dead.priority, due)
+
+
+def _sent_anew(call: Call, now: float) -> Call:
+    if call.expires is None:
+        return msgspec.structs.replace(call, sent=now)
+    lifetime = call.expires - call.sent
+    return msgspec.structs.replace(call, sent=now, expires=now + lifetime if lifetime > 0 else None)

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from ekiden.safe_text import is_storable
 from ekiden.times import LATEST_TIME, shown
 
 HeaderValue = str | int | float | bool | None
@@ -27,6 +28,7 @@ HeaderValue = str | int | float | bool | None
 
 LOWEST_PRIORITY, DEFAULT_PRIORITY, HIGHEST_PRIORITY = 0, 4, 9
 MAX_QUEUE_NAME_LENGTH = 200
+LONGEST_TASK_ID, LONGEST_TASK_NAME = 200, 500
 DEAD_SUFFIX = ".dead"
 REPLY_PREFIX = "reply."
 
@@ -162,12 +164,14 @@ def unsendable(message: Message) -> str | None:
 
     Transports ask it of each message first, so that all of them refuse the same ones (FAILED with BrokerRefused).
     """
+    if type(message.queue) is not str or type(message.id) is not str:
+        return f"its queue's name and its id are text, not {shown(message.queue)} and {shown(message.id)}"
     if not 0 < len(message.queue) <= MAX_QUEUE_NAME_LENGTH:
         return f"a queue's name has 1 to {MAX_QUEUE_NAME_LENGTH} characters, this one {len(message.queue)}"
     if not message.queue.isprintable():
         return "a queue's name has printable characters only"
-    if not message.id or "\0" in message.id:
-        return "its id is empty or holds a zero byte"
+    if not message.id or "\0" in message.id or not (message.id.isascii() or is_storable(message.id)):
+        return "its id is empty, or holds a zero byte or a lone surrogate"
     if type(message.body) is not bytes:
         return f"its body is {type(message.body).__name__}, not bytes"
     priority = message.priority
@@ -188,9 +192,11 @@ def _wrong_header(headers: Mapping[str, Any]) -> str | None:
     if not kinds <= _HEADER_TYPES:
         wrong = next(name for name, value in headers.items() if type(value) not in _HEADER_TYPES)
         return f"its header {wrong!r} is {type(headers[wrong]).__name__}, not str, int, float, bool or None"
-    if kinds.isdisjoint(_NUMBER_TYPES):
-        return None
     for name, value in headers.items():
+        if type(name) is not str or not is_storable(name):
+            return f"the name of its header {shown(name)} is no text, or holds a lone surrogate"
+        if type(value) is str and not is_storable(value):
+            return f"its header {name!r} holds a lone surrogate, which cannot be encoded"
         if type(value) is int and not _SMALLEST_INTEGER <= value <= _LARGEST_INTEGER:
             return f"its header {name!r} is an integer of more than 64 bits"
         if type(value) is float and not math.isfinite(value):

@@ -31,6 +31,7 @@ from typing import Any, Self
 
 import msgspec
 
+from ekiden.codec import encode_value
 from ekiden.errors import (
     ConfigurationError,
     MessageError,
@@ -544,6 +545,9 @@ class Subscription:
                 broadcast = self.receive()
             except TransportClosed:
                 return
+            except MessageError as error:  # somebody else's: it must not end the loop
+                logger.warning("%s It is passed over.", error)
+                continue
             if broadcast is not None:
                 yield broadcast
 
@@ -578,7 +582,7 @@ def _encode(value: object) -> tuple[bytes, str]:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), BYTES
     try:
-        return msgspec.json.encode(value), JSON
+        return encode_value(value), JSON
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise TaskArgumentsError(
             f"A value of type {type(value).__name__} cannot be put: {error}. JSON values and bytes can."

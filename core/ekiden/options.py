@@ -19,6 +19,8 @@ from msgspec import UNSET, Meta, UnsetType
 from ekiden.errors import ConfigurationError, TaskArgumentsError
 from ekiden.message import (
     HIGHEST_PRIORITY,
+    LONGEST_TASK_ID,
+    LONGEST_TASK_NAME,
     LOWEST_PRIORITY,
     RESERVED_HEADER_PREFIX,
     HeaderValue,
@@ -245,7 +247,14 @@ def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
 
 
 NOTHING_SAID = CallOptions()
-_LONGEST_TASK_ID = 200
+
+
+def check_task_name(name: object) -> None:
+    """Raise ConfigurationError for what no task can be called."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_TASK_NAME or not name.isprintable():
+        raise ConfigurationError(
+            f"{shown(name)} is no name of a task; that is text of 1 to {LONGEST_TASK_NAME} printable characters."
+        )
 
 
 class _CallOptionTypes(msgspec.Struct):
@@ -255,7 +264,7 @@ class _CallOptionTypes(msgspec.Struct):
     eta: datetime | None
     expires: Offset | datetime | None
     queue: str | None
-    task_id: Annotated[str, Meta(min_length=1, max_length=_LONGEST_TASK_ID)] | None
+    task_id: Annotated[str, Meta(min_length=1, max_length=LONGEST_TASK_ID)] | None
     ignore_result: bool | None
     time_limit: PositiveSeconds | None
     soft_time_limit: PositiveSeconds | None

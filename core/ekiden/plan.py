@@ -9,6 +9,7 @@ import socket
 import msgspec
 
 from ekiden.options import Count, InHand, Threads
+from ekiden.safe_text import printable
 from ekiden.times import PositiveSeconds, Seconds
 
 EXIT_DONE = 0
@@ -70,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def unique_name() -> str:
     """A name that no other worker has, or ever had: in containers, host and process id are often the same."""
-    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
+    return f"{printable(socket.gethostname())}:{os.getpid()}:{os.urandom(4).hex()}"
 
 
 def exit_text(code: int) -> str:

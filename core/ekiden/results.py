@@ -21,6 +21,7 @@ import msgspec
 from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
 from ekiden.errors import BackendRefused, MisuseError, ResultTimeout, TaskError
 from ekiden.loggers import safe_logger
+from ekiden.safe_text import is_storable
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
 from ekiden.times import checked_timeout
 
@@ -109,6 +110,9 @@ class Backend(ABC):
     until the culprit stands alone (``each_apart``), so a backend that finds a culprit need not do it itself. A batch
     that is too large only as a whole is never refused: the backend sends it in several requests. Nothing that an
     operator can mend is BackendRefused: a missing right, a wrong password, a full or read-only store.
+
+    What is stored and cannot be read (another program's, damaged) is set aside: it is logged, taken for absent, and
+    replaced by the next ``put`` or ``write``. It never raises out of a batch of others.
     """
 
     stores: bool = True
@@ -223,13 +227,8 @@ def refuse_unstorable(texts: Iterable[str]) -> None:
     for text in texts:
         if "\0" in text:
             raise BackendRefused(f"{text!r} holds a zero byte, and no result or record can be stored under that.")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise BackendRefused(
-                    f"{text!r} holds a lone surrogate, and no result or record can be stored under that."
-                ) from None
+        if not is_storable(text):
+            raise BackendRefused(f"{text!r} holds a lone surrogate, and no result or record can be stored under that.")
 
 
 def each_apart(do: Callable[[list[Item]], Sequence[Answer]], items: Sequence[Item]) -> list[Answer | BackendRefused]:

@@ -41,9 +41,10 @@ class Route(msgspec.Struct, frozen=True):
 def check_queue_name(name: object) -> None:
     """Raise ConfigurationError for what no broker could call a queue."""
     longest = MAX_QUEUE_NAME_LENGTH - len(DEAD_SUFFIX)
-    if not isinstance(name, str) or not _LEGAL_QUEUE_NAME.match(name) or len(name) > longest:
+    if not isinstance(name, str) or not _LEGAL_QUEUE_NAME.match(name) or len(name) > longest or not name.isprintable():
         raise ConfigurationError(
-            f"{name!r} is not a queue name: it must be 1 to {longest} characters without spaces, slashes, commas or >."
+            f"{shown(name)} is not a queue name: it must be 1 to {longest} printable characters without spaces, "
+            "slashes, commas or >."
         )
     if name.endswith(DEAD_SUFFIX):
         raise ConfigurationError(

@@ -3,7 +3,9 @@
     ``def``         a thread; a body process if it has a hard time limit, says so, or was handed out before
     ``async def``   the event loop; a body process if it was handed out before
 
-A message that was handed out before may have killed its worker: in a process of its own it can do no more harm.
+A message that was handed out before may have killed its worker: in a process of its own it can do no more harm. It
+is run before all that waits, and only in a process that is ready (``reserve``): so that from its second hand-out on, a
+worker that has it in hand has started it, and a death of that worker is rightly counted against it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -39,6 +43,7 @@ logger = safe_logger("ekiden.worker")
 
 _STOP_THREADS_SECONDS = 0.5
 _BLOCKED_SECONDS = 30.0
+_PREPARED_AT_ONCE = 4
 _NO_PROCESS_DELAY_SECONDS = 1.0
 _NO_PROCESS = (
     "it needs a process of its own (time_limit or pool='process'), and such a process has to import the app: define "
@@ -76,7 +81,8 @@ class Runner:
         self._started = started
         self._ended = ended
         self._failed = failed
-        self._waiting: SimpleQueue[Job | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Job | _Look | None] = SimpleQueue()
+        self._urgent: deque[Job] = deque()
         self._threads: list[threading.Thread] = []
         self._watchdog = Watchdog(failed)
         self._loop: EventLoop | None = None
@@ -93,17 +99,38 @@ class Runner:
             self._threads.append(thread)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Run ``jobs`` as soon as there is room."""
+        """Run ``jobs`` as soon as there is room: first what was handed out before."""
         for_loop: list[_LoopBody] = []
         for job in jobs:
             work = job.work
             assert work is not None, "only what can be run is handed out"
             if work.task.is_async and not self._needs_process(job, work):
                 for_loop.append(_LoopBody(self, job))
+            elif job.delivery.attempt > 1:
+                self._urgent.append(job)
+                self._waiting.put(_LOOK)
             else:
                 self._waiting.put(job)
         if for_loop:
             self._opened_loop().submit(list(for_loop))
+
+    def reserve(self, job: Job) -> bool:
+        """Whether ``job`` would start as soon as a thread takes it; the process it needs, if any, is its own then.
+
+        False: no process is ready yet; some are being started. Where none can be started it is True, so that ``job``
+        learns why when it is run. Take it back with ``unreserve`` where it is not run after all.
+        """
+        work = job.work
+        assert work is not None, "only what can be run is handed out"
+        return not self._needs_process(job, work) or self._processes.reserve(job, at_most=self._thread_count)
+
+    def unreserve(self, job: Job) -> None:
+        """``job`` is not run: its process is for another one."""
+        self._processes.unreserve(job)
+
+    def processes_ready(self) -> int:
+        """How many body processes are ready and idle."""
+        return self._processes.ready()
 
     def take_back(self) -> list[Job]:
         """Every job that has not been started; they are not run any more."""
@@ -113,8 +140,10 @@ class Runner:
                 job = self._waiting.get_nowait()
             except Empty:
                 break
-            if job is not None:
+            if isinstance(job, Job):
                 jobs.append(job)
+        while (urgent := self._next_urgent()) is not None:
+            jobs.append(urgent)
         from_loop: list[Job] = []
         while self._loop is not None and (body := self._loop.take_back()) is not None:
             assert isinstance(body, _LoopBody)
@@ -174,15 +203,22 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - a bug of ours: the worker must end, not go on with fewer threads
             self._failed(error)
 
+    def _next_urgent(self) -> Job | None:
+        try:
+            return self._urgent.popleft()
+        except IndexError:
+            return None  # another thread was quicker
+
     def _run_until_closed(self, body: ThreadBody) -> None:
         while (job := self._waiting.get()) is not None:
+            if self._urgent and (urgent := self._next_urgent()) is not None:
+                self._waiting.put(job)  # behind the others: it is its looking mark that is left over
+                job = urgent
+            if job is _LOOK:
+                continue
             job.started = time.monotonic()
             work = job.work
             assert work is not None, "only what can be run is handed out"
-            if work.policy.acks_early and not self._settle_first(job):
-                continue
-            if work.policy.track_started:
-                self._started(job)
             try:
                 if self._needs_process(job, work):
                     outcome = self._run_in_process(job, work)
@@ -193,10 +229,24 @@ class Runner:
                 outcome = outcome_of(error, work.policy, work.request, time.time())
             if self._abandoning:
                 return
-            job.outcome = outcome
-            self._ended(job)
+            if outcome is not None:
+                job.outcome = outcome
+                self._ended(job)
 
-    def _run_in_thread(self, job: Job, work: Work, body: ThreadBody) -> Outcome:
+    def _may_begin(self, job: Job, work: Work) -> bool:
+        """Called when nothing is left to do but to begin: settle what is to be settled first, tell what is to be told.
+
+        False: it must not run.
+        """
+        if work.policy.acks_early and not self._settle_first(job):
+            return False
+        if work.policy.track_started:
+            self._started(job)
+        return True
+
+    def _run_in_thread(self, job: Job, work: Work, body: ThreadBody) -> Outcome | None:
+        if (work.policy.acks_early or work.policy.track_started) and not self._may_begin(job, work):
+            return None
         body.begin()
         turn = body.turn
         self._interrupts[id(job)] = lambda: body.interrupt_until_done(self._watchdog, Terminated, turn)
@@ -226,21 +276,22 @@ class Runner:
             return True
         return not work.task.is_async and (work.policy.pool == "process" or work.time_limit is not None)
 
-    def _run_in_process(self, job: Job, work: Work) -> Outcome:
+    def _run_in_process(self, job: Job, work: Work) -> Outcome | None:
         ended_by: list[BaseException] = []
         began = time.monotonic()
         if self._target is None:
             return self._ended_outside(work, MisuseError(_NO_PROCESS), began)
         try:
-            process = self._processes.take()
+            process = self._processes.take(job)
         except WorkerLostError as error:
             return self._after_death(job, work, error, began, delay=_NO_PROCESS_DELAY_SECONDS)
         except OSError as error:
             # No memory, no descriptors, no processes left: that is this machine's trouble, not the task's.
             logger.warning("no body process can be started for %s: %s", job, error)
-            if job.settled:
-                return self._ended_outside(work, WorkerLostError(f"no body process could be started: {error}"), began)
             return Postponed(_NO_PROCESS_DELAY_SECONDS, str(error))
+        if not self._may_begin(job, work):
+            self._processes.give_back(process)
+            return None
 
         def end(error: BaseException) -> None:
             ended_by.append(error)
@@ -351,6 +402,15 @@ class Runner:
             self._ended(job)
 
 
+class _Look(Enum):
+    """Stands in the queue of what waits for each job that is to be run before all others."""
+
+    LOOK = "look"
+
+
+_LOOK = _Look.LOOK
+
+
 class _LoopBody:
     """A job as the event loop runs it."""
 
@@ -380,7 +440,12 @@ def _end_in_loop(loop: asyncio.AbstractEventLoop, body: Interruptible) -> None:
 
 
 class BodyProcesses:
-    """The body processes of one worker: taken for one body, kept for the next. ``_mutex`` guards both sets."""
+    """The body processes of one worker: taken for one body, kept for the next.
+
+    ``_mutex`` guards all of it. ``_taken`` has those that run a body, are reserved for one, or are being started.
+    One thread starts those that are wanted ahead, and lives as long as this: a process ends with the thread that
+    started it.
+    """
 
     def __init__(self, target: str | None) -> None:
         self._target = target
@@ -388,26 +453,113 @@ class BodyProcesses:
         self._idle: list[BodyProcess] = []
         self._taken: set[BodyProcess] = set()
         self._keeps = True
+        self._reserved: dict[int, BodyProcess] = {}
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._starting = 0
+        self._starter: threading.Thread | None = None
+        self._cannot_start = False
         self._closed = False
 
-    def take(self) -> BodyProcess:
-        """A process that is ready: an idle one, or a new one. Raises WorkerLostError when none can be started."""
+    def ready(self) -> int:
+        """How many are idle."""
+        return len(self._idle)
+
+    def reserve(self, job: Job, *, at_most: int) -> bool:
+        """Keep an idle process for ``job``. False if there is none: then more are started, up to ``at_most`` in all.
+
+        True without one when the last one could not be started: whoever takes one then learns why.
+        """
+        while (process := self._take_idle()) is not None:
+            if process.is_usable():
+                with self._mutex:
+                    self._reserved[id(job)] = process
+                return True
+            self.drop(process)
+        with self._mutex:
+            could_not, self._cannot_start = self._cannot_start, False
+            if could_not or self._closed or self._target is None:
+                return True
+            if self._starting < _PREPARED_AT_ONCE and max(len(self._taken), self._starting) < at_most:
+                self._starting += 1
+                self._wanted.put(True)
+                if self._starter is None:
+                    self._starter = threading.Thread(target=self._start_wanted, name="ekiden-body-start", daemon=True)
+                    self._starter.start()
+        return False
+
+    def unreserve(self, job: Job) -> None:
+        """``job`` needs none after all."""
+        with self._mutex:
+            process = self._reserved.pop(id(job), None)
+        if process is not None:
+            self.give_back(process)
+
+    def _start_wanted(self) -> None:
+        """Start those that are wanted, together; each is idle when it is ready."""
+        while self._wanted.get():
+            count = 1
+            while count < _PREPARED_AT_ONCE and not self._wanted.empty():
+                if not self._wanted.get():
+                    return
+                count += 1
+            starting = []
+            for _ in range(count):
+                try:
+                    starting.append(self._begun())
+                except (WorkerLostError, OSError) as error:
+                    self._note_started(error)
+            for process in starting:
+                try:
+                    self._wait_until_ready(process)
+                except WorkerLostError as error:
+                    self._note_started(error)
+                else:
+                    self.give_back(process)
+                    self._note_started(None)
+
+    def _note_started(self, error: Exception | None) -> None:
+        with self._mutex:
+            self._starting -= 1
+            if error is None or self._closed:
+                return
+            self._cannot_start = True
+        logger.warning("a body process could not be started: %s", error)
+
+    def take(self, job: Job) -> BodyProcess:
+        """A process that is ready: the one that is reserved for ``job``, or an idle one, or a new one.
+
+        Raises WorkerLostError when none can be started.
+        """
+        with self._mutex:
+            reserved = self._reserved.pop(id(job), None)
+        if reserved is not None:
+            if reserved.is_usable():
+                return reserved
+            self.drop(reserved)
         while (idle := self._take_idle()) is not None:
             if idle.is_usable():
                 return idle
             # It died, or what the last body left behind in it still writes: that is not the next call's fault.
             self.drop(idle)
+        process = self._begun()
+        self._wait_until_ready(process)
+        return process
+
+    def _begun(self) -> BodyProcess:
+        """A new one, which is not ready yet."""
         with self._mutex:
             if self._closed or self._target is None:
                 raise WorkerLostError("the worker is stopping")
             process = BodyProcess(self._target)
             self._taken.add(process)
+        return process
+
+    def _wait_until_ready(self, process: BodyProcess) -> None:
         try:
             process.wait_until_ready()
         except WorkerLostError:
             self.drop(process)
             raise
-        return process
 
     def _take_idle(self) -> BodyProcess | None:
         with self._mutex:
@@ -457,5 +609,12 @@ class BodyProcesses:
         with self._mutex:
             self._closed = True
             taken = list(self._taken)
+            reserved = list(self._reserved.values())
+            self._reserved.clear()
+        self._wanted.put(False)
         for process in taken:
             process.kill()
+        for process in reserved:
+            process.close()
+        if self._starter is not None:
+            self._starter.join(_STOP_THREADS_SECONDS)

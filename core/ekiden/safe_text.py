@@ -49,6 +49,17 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def is_storable(text: str) -> bool:
+    """Whether UTF-8 carries ``text``, a plain ``str``: it holds no lone surrogate."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _plain(text: str) -> str:
     # A subclass of a user's may do anything when it is asked for its text, or for its length.
     return text if type(text) is str else str.__str__(text)

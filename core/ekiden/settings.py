@@ -5,7 +5,7 @@ The environment names, the CLI's defaults, the docs and the error messages are d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -54,6 +54,7 @@ class Settings:
     """
 
     taken_for_granted: dict[str, object] = field(default_factory=dict, repr=False)
+    check_url: Callable[[str, str], None] | None = field(default=None, repr=False, compare=False)
 
     broker_url: str | None = setting(None, "The broker. Without one: a SQLite file in `.ekiden/` of the project.")
     result_backend: str | None = setting(
@@ -97,7 +98,7 @@ class Settings:
     )
     task_time_limit: PositiveSeconds | None = setting(
         None,
-        "Seconds after which a body is ended, its process killed if need be.",
+        "Seconds after which a body is ended: the process of a `def` task is killed, an `async def` task cancelled.",
     )
     task_soft_time_limit: PositiveSeconds | None = setting(
         None,
@@ -155,7 +156,7 @@ class Settings:
     )
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name == "taken_for_granted":
+        if name in _NO_SETTINGS:
             object.__setattr__(self, name, value)
             return
         before = self._limits()
@@ -168,7 +169,10 @@ class Settings:
             self.taken_for_granted[name.lower()] = value
         else:
             known_name, known_value = found
-            object.__setattr__(self, known_name, checked_setting(known_name, known_value))
+            value = checked_setting(known_name, known_value)
+            if self.check_url is not None and known_name in _URLS and isinstance(value, str):
+                self.check_url(known_name, value)
+            object.__setattr__(self, known_name, value)
 
     def _limits(self) -> dict[str, object]:
         return {name: getattr(self, name, None) for name in ("task_time_limit", "task_soft_time_limit")}
@@ -190,7 +194,7 @@ class Settings:
 
     def _celerys(self, name: str) -> object:
         """The value of a setting of Celery's. Raises AttributeError that says what ekiden has instead."""
-        if name.startswith("_") or name == "taken_for_granted" or name in _SETTING_TYPES:
+        if name.startswith("_") or name in _NO_SETTINGS or name in _SETTING_TYPES:
             raise AttributeError(name)
         lowered = name.lower()
         if lowered in self.taken_for_granted:
@@ -360,6 +364,8 @@ def _as_ours(name: str, value: object) -> object:
 _POOLS = {"prefork": "thread", "threads": "thread", "solo": "thread", "processes": "process"}
 """Where Celery's pools run bodies: in worker processes, in threads of these."""
 
+_NO_SETTINGS = frozenset({"taken_for_granted", "check_url"})
+_URLS = frozenset({"broker_url", "result_backend"})
 _LOOKS_MISSPELT = 0.85
 
 
@@ -387,5 +393,6 @@ def _shown(name: str, value: object) -> str:
     return "that value" if name in {"broker_url", "result_backend"} else shown(value)
 
 
-_SETTING_TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
+_HINTS = get_type_hints(Settings, include_extras=True)
+_SETTING_TYPES: dict[str, Any] = {each.name: _HINTS[each.name] for each in fields(Settings) if "doc" in each.metadata}
 _TUPLE_SETTINGS = {name for name, kind in _SETTING_TYPES.items() if str(kind).startswith("tuple")}

@@ -72,9 +72,11 @@ class _Started(msgspec.Struct, frozen=True):
 
 
 class _GiveBack(msgspec.Struct, frozen=True):
-    """Jobs that were never started and are not to be."""
+    """Jobs that were never started and are not to be. ``done`` is set when they are given back."""
 
     jobs: list[Job]
+    delay: float
+    done: threading.Event
 
 
 class _Unsettled:
@@ -151,12 +153,14 @@ class Settler:
         """Store that a body has started."""
         self._queue.put(_Started(job))
 
-    def give_back(self, jobs: list[Job]) -> None:
-        """Release jobs that were never started."""
+    def give_back(self, jobs: list[Job], delay: float = 0.0) -> threading.Event:
+        """Release jobs that were never started; the event says that it is done."""
+        giving_back = _GiveBack(jobs, delay, threading.Event())
         for job in jobs:
             job.given_back = True
         if jobs:
-            self._queue.put(_GiveBack(jobs))
+            self._queue.put(giving_back)
+        return giving_back.done
 
     def settle_first(self, job: Job) -> bool:
         """Settle a job before its body, and wait until that is confirmed. False: it must not run."""
@@ -247,6 +251,10 @@ class Settler:
             found = verdict(job.delivery, job.call, policy, job.outcome, context)
         except Exception as error:  # noqa: BLE001 - whatever a call holds is its own trouble
             found = self._unsendable(job, error, context)
+        if job.settled and found.release is not None:
+            # It was settled first, so there is nothing to give back. Its id is free: it is the same message again.
+            again = msgspec.structs.replace(job.delivery.message, due=context.now + found.release)
+            found = Verdict(publish=(again,))
         self._unsettled.append(_Unsettled(job, found))
         if not isinstance(job.outcome, Succeeded):
             _log_outcome(job)
@@ -498,16 +506,21 @@ class Settler:
 
     def _release(self) -> None:
         for giving_back in list(self._giving_back):
-            self._consumer.release([job.delivery for job in giving_back.jobs])
+            self._consumer.release([job.delivery for job in giving_back.jobs], giving_back.delay)
             for job in giving_back.jobs:
                 self._held.pop(id(job), None)
             self._giving_back.remove(giving_back)
+            giving_back.done.set()
         together: dict[tuple[float, bool], list[_Unsettled]] = {}
         for each in self._unsettled:
             if each.verdict.release is not None:
                 together.setdefault((each.verdict.release, each.verdict.keep_attempt), []).append(each)
         for (delay, keep_attempt), group in together.items():
-            self._consumer.release([each.job.delivery for each in group], delay, keep_attempt=keep_attempt)
+            deliveries = [each.job.delivery for each in group]
+            if keep_attempt:
+                self._consumer.release(deliveries, delay, keep_attempt=True)
+            else:
+                self._consumer.release(deliveries, delay)
             for each in group:
                 self._unsettled.remove(each)
                 self._held.pop(id(each.job), None)

@@ -20,8 +20,8 @@ import msgspec
 from msgspec import Meta
 
 from ekiden.errors import MisuseError, TaskArgumentsError
-from ekiden.message import HeaderValue, derived_id
-from ekiden.options import MOST, Priority, call_options, check_call_options
+from ekiden.message import LONGEST_TASK_ID, LONGEST_TASK_NAME, HeaderValue, derived_id
+from ekiden.options import MOST, Priority, call_options, check_call_options, check_task_name
 from ekiden.safe_text import repr_of
 from ekiden.times import LONGEST_SECONDS, Moment, Offset, PositiveSeconds, check_moment, check_seconds
 
@@ -35,6 +35,11 @@ Retries = Annotated[int, Meta(ge=0, le=MOST)]
 """Every result store can hold it."""
 
 
+TaskId = Annotated[str, Meta(min_length=1, max_length=LONGEST_TASK_ID)]
+TaskName = Annotated[str, Meta(max_length=LONGEST_TASK_NAME)]
+"""What a message of somebody else's says is bounded like what a call may say: it goes into records and logs."""
+
+
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """A call that is made when another one ended.
 
@@ -42,10 +47,10 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     ``countdown`` is in seconds from when it is sent, ``expires`` too.
     """
 
-    task: str
+    task: TaskName
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    task_id: str | None = None
+    task_id: TaskId | None = None
     queue: str | None = None
     priority: Priority | None = None
     countdown: Offset | None = None
@@ -67,27 +72,29 @@ def follow_up_id(step: Step, task_id: str, why: str) -> str:
 class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
     """What the body of a task's message holds.
 
-    Times are wall-clock seconds since the epoch. ``retries`` counts the tries before this one. ``root`` is the task id
-    that the whole run began with, ``parent`` the task whose body or ending sent this call. ``fenced`` marks a call that
-    ekiden sent as a consequence of another: such a step may be repeated after a crash, so the backend is asked first.
+    Times are wall-clock seconds since the epoch; ``sent`` is that of the first try. ``retries`` counts the tries before
+    this one, and ``last_error`` is the text of what the last of them raised. ``root`` is the task id that the whole run
+    began with, ``parent`` the task whose body or ending sent this call. ``fenced`` marks a call that ekiden sent as a
+    consequence of another: such a step may be repeated after a crash, so the backend is asked first.
     """
 
-    task: str
-    id: str
+    task: TaskName
+    id: TaskId
     sent: Moment
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
     retries: Retries = 0
     eta: Moment | None = None
     expires: Moment | None = None
-    root: str | None = None
-    parent: str | None = None
+    root: TaskId | None = None
+    parent: TaskId | None = None
     on_success: tuple[Step, ...] = ()
     on_error: tuple[Step, ...] = ()
     ignore_result: bool | None = None
     time_limit: PositiveSeconds | None = None
     soft_time_limit: PositiveSeconds | None = None
     fenced: bool = False
+    last_error: str | None = None
 
 
 class Sender(Protocol):
@@ -233,6 +240,7 @@ def check_links(link: Signature | Sequence[Signature] | None) -> None:
     for each in (link,) if isinstance(link, Signature) else link:
         if not isinstance(each, Signature):
             raise MisuseError(f"link takes signatures, such as add.s(1), not {each!r}.")
+        check_task_name(each.task)
         options = call_options(each.task, each.options)
         check_call_options(each.task, options)
         for following in (options.link, options.link_error, each.on_success, each.on_error):

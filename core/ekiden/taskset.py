@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 
 from ekiden.errors import ConfigurationError, MisuseError
 from ekiden.modules import real_module_name
-from ekiden.options import declared_options, options_of_class
+from ekiden.options import check_task_name, declared_options, options_of_class
 from ekiden.task import AsyncTask, Task, TaskApp
 
 P = ParamSpec("P")
@@ -115,6 +115,7 @@ class TaskSet:
         self._apps.add(app)
 
     def _add(self, task: Task[..., Any]) -> None:
+        check_task_name(task.name)
         there = self._tasks.get(task.name)
         if there is not None and (there.declared_at, there.__qualname__) != (task.declared_at, task.__qualname__):
             raise ConfigurationError(

@@ -24,6 +24,9 @@ Promises that hold across methods:
   transport logs that as CRITICAL, and whatever is asked next gets a new thread. What was under way there raises
   TransportCrashed, and so does, for good, each consumer or listener that lost its state (``settle`` and ``extend``
   answer FAILED with it): never BrokerUnavailable, which says that waiting helps. A worker ends with it and is replaced.
+- **What was stored and cannot be read** (another program's, damaged) harms no other message and nobody who receives,
+  browses or purges: the transport logs it, and buries it in ``<queue>.dead`` or delivers it with a content type that no
+  worker takes for a call.
 - **After close** every method but ``close`` raises TransportClosed; a wait that ``close`` interrupts returns none.
 - **Threads.** ``Consumer.receive`` is called by one thread; ``settle``, ``release`` and ``extend`` by one other
   meanwhile; ``stop`` by any. ``Transport.publish`` is called by one thread at a time; the other methods by any.
@@ -47,7 +50,8 @@ class TransportDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What a transport promises beyond the contract, in words and times.
 
     ``ekiden transports`` prints it, the table in the docs is generated from it, and the conformance kit takes its
-    times from it and holds the transport to them. The core never branches on it.
+    times from it and holds the transport to them. The core reads it to bound leases from below, to refuse a broker that
+    other processes cannot see, and to say what a command cannot do there; no task is treated differently by it.
 
     ``shortest_lease`` and ``dead_consumer_noticed_within`` (beyond the lease) are seconds; ``wakes_within`` is the
     longest an idle consumer may take to notice a message when the wake-up signal was lost, in seconds.

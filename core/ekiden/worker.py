@@ -14,6 +14,7 @@ follows how fast they are worked off.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -40,6 +41,7 @@ from ekiden.errors import (
     TransportError,
     WorkerLostError,
 )
+from ekiden.execution import with_last_error
 from ekiden.job import Job, Work, signal_revoked
 from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery
@@ -55,6 +57,7 @@ from ekiden.settler import Settler
 from ekiden.signature import Call
 from ekiden.spawning import resident_bytes
 from ekiden.task import Task
+from ekiden.times import shown
 from ekiden.transport import Consumer, Transport
 
 logger = safe_logger("ekiden.worker")
@@ -72,7 +75,12 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _TICK_SECONDS = 1.0
 _STALLED_SECONDS = 45.0
 _UNKNOWN_TASK_DELAY_SECONDS = 5.0
+_STARTS_AT_ONCE_SECONDS = 0.02
+_HELD_BACK_SECONDS = 0.2
+_GIVEN_BACK_WITHIN_SECONDS = 1.0
+_FEWER_CLAIMED_SECONDS = 1.0
 _AT_ONCE_SECONDS = 1.0
+_LONGEST_NAME = 200
 _BYTES_PER_MB = 1_000_000
 
 
@@ -91,6 +99,10 @@ class Worker:
         self._options = options
         self.queues = tuple(options.queues or conf.worker_queues or app.queues())
         self.name = options.name or unique_name()
+        if not self.name.isprintable() or len(self.name) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"{shown(self.name)} is no name of a worker; that is 1 to {_LONGEST_NAME} printable characters."
+            )
         self._claims_name = claims_name and options.name is not None
         self._instance = instance or unique_name()
         self.lease = options.lease or conf.lease
@@ -375,12 +387,21 @@ class Worker:
         clean = self._wait_for_bodies(settler)
         clean = runner.close(0.0 if not clean or self._at_once.is_set() else _AT_ONCE_SECONDS) and clean
         settler.close()
+        if self._failure is not None:
+            self._give_back_unstarted(consumer)
         ears.close()  # until now this worker had its name
         consumer.close()
         hooks.worker_process_shutdown.send(self.name, pid=os.getpid(), exitcode=0 if clean else EXIT_UNCLEAN)
         hooks.worker_shutdown.send(self.name)
         logger.info("%s has stopped%s", self.name, "" if clean else "; tasks that were running come back")
         return clean
+
+    def _give_back_unstarted(self, consumer: Consumer) -> None:
+        """Do what the settler could not do any more: a failure of ours counts against nothing that had not started."""
+        unstarted = [job.delivery for job in self._held.values() if job.given_back]
+        if unstarted:
+            with contextlib.suppress(TransportError, *TRANSPORT_IS_GONE):  # then they come back as if they had started
+                consumer.release(unstarted)
 
     def _wait_for_bodies(self, settler: Settler) -> bool:
         deadline = time.monotonic() + self.grace
@@ -422,6 +443,7 @@ class _Receiver:
         self._pause = 0.0
         self._left = math.inf if worker.max_tasks is None else worker.max_tasks
         self._ahead = _IN_HAND_SECONDS
+        self._fewer_until = 0.0
 
     def run(self) -> None:
         """Until the worker is to stop, or, in a burst, nothing is left."""
@@ -457,7 +479,12 @@ class _Receiver:
     def _room(self) -> int:
         if self._settler.in_trouble:
             return 0
-        return int(min(self._room_for_bodies(), self._worker.prefetch - len(self._held), self._left))
+        room = int(min(self._room_for_bodies(), self._worker.prefetch - len(self._held), self._left))
+        if self._fewer_until and room > 1:
+            if time.monotonic() < self._fewer_until:
+                return min(room, max(1, self._runner.processes_ready()))
+            self._fewer_until = 0.0
+        return room
 
     def _room_for_bodies(self) -> int:
         """How many more would start shortly. Whether in threads or in the loop shows only when they are here."""
@@ -491,9 +518,11 @@ class _Receiver:
         self._give_back([job for job in jobs if job.taken <= oldest])
         self._runner.submit(young)
 
-    def _give_back(self, jobs: list[Job]) -> None:
+    def _give_back(self, jobs: list[Job], delay: float = 0.0) -> threading.Event:
         self._left += len(jobs)
-        self._settler.give_back(jobs)
+        for job in jobs:
+            self._runner.unreserve(job)
+        return self._settler.give_back(jobs, delay)
 
     # One batch of deliveries.
 
@@ -503,17 +532,29 @@ class _Receiver:
         jobs = []
         for delivery in deliveries:
             try:
-                job = self._job(delivery, now, taken)
+                job = self._job(delivery, taken)
             except Exception as error:  # what a message holds is its own trouble, whatever it is
                 logger.exception("message %s cannot be read", delivery.message.id)
                 job = Job(delivery, taken=taken, outcome=Unprocessable(failure_record(error, None)))
             self._held[id(job)] = job
             jobs.append(job)
-        runnable = [(job, job.work) for job in jobs if job.outcome is None and job.work is not None]
+        exact = [
+            job
+            for job in jobs
+            if job.work is not None
+            # From the second hand-out on; from the first, where that is the only one.
+            and (job.delivery.attempt > 1 or job.work.policy.max_deliveries == 1)
+            and job.delivery.attempt <= job.work.policy.max_deliveries
+        ]
+        if exact and not self._worker.is_burst():
+            jobs = self._without_held_back(jobs, exact)
+        undecided = [(job, job.call) for job in jobs if job.outcome is None and job.call is not None]
         trouble = None
         try:
-            self._ask_backend(runnable)
-            self._limit_rates(runnable, now)
+            if self._backend is not None:
+                self._ask_fence(self._backend, undecided, now)
+            self._refuse(undecided, now)
+            self._limit_rates(jobs, now)
         except BackendError as error:
             trouble = error
             self._give_back([job for job in jobs if job.outcome is None])
@@ -525,12 +566,32 @@ class _Receiver:
                 if hooks.task_received.receivers and job.work is not None:
                     hooks.task_received.send(job.work.task, request=job.work.request)
             else:
+                self._runner.unreserve(job)
                 self._settler.end(job)
         self._runner.submit(starting)
         return trouble
 
-    def _job(self, delivery: Delivery, now: float, taken: float) -> Job:
-        """Read a delivery; ``outcome`` is set where that alone says that it is not to run."""
+    def _without_held_back(self, jobs: list[Job], exact: list[Job]) -> list[Job]:
+        """``jobs`` without those of ``exact``, whose hand-outs are to be starts, that cannot start at once.
+
+        These are given back, with their attempt, before any of the others starts and may kill this worker. So from
+        its second hand-out on, a message that is in a dead worker's hand had been started by it.
+        """
+        busy = self._settler.unfinished() - self._runner.in_loop() - len(jobs)
+        room = max(0, self._worker.threads - busy) + self._worker.starts_within(_STARTS_AT_ONCE_SECONDS, self._settler)
+        held_back = []
+        for job in exact:
+            if room > 0 and self._runner.reserve(job):
+                room -= 1
+            else:
+                held_back.append(job)
+        if held_back:
+            self._fewer_until = time.monotonic() + _FEWER_CLAIMED_SECONDS
+            self._give_back(held_back, _HELD_BACK_SECONDS).wait(_GIVEN_BACK_WITHIN_SECONDS)
+        return [job for job in jobs if not job.given_back]
+
+    def _job(self, delivery: Delivery, taken: float) -> Job:
+        """Read a delivery; ``outcome`` is set for what cannot be read. ``work`` is None for an unknown task's."""
         message = delivery.message
         try:
             call = decode_call(message.body, message.headers)
@@ -540,7 +601,7 @@ class _Receiver:
             return Job(delivery, taken=taken, outcome=Unprocessable(failure_record(error, None)))
         task = self._app.find_task(call.task)
         if task is None:
-            return Job(delivery, taken=taken, call=call, outcome=self._of_unknown_task(call, now))
+            return Job(delivery, taken=taken, call=call)
         policy = self._policies.get(call.task)
         if policy is None:
             policy = self._policies[call.task] = self._worker.policy(task)
@@ -553,56 +614,48 @@ class _Receiver:
             self._worker.name,
             limits=(call.time_limit or policy.time_limit, call.soft_time_limit or policy.soft_time_limit),
         )
-        work = Work(call, task, policy, request)
-        job = Job(delivery, taken=taken, call=call, work=work)
-        if call.expires is not None and call.expires <= now:
-            job.outcome = Expired()
-            signal_revoked(work, expired=True)
-        elif delivery.attempt > policy.max_deliveries:
-            lost = WorkerLostError(
-                f"handed out {policy.max_deliveries} times, and each time the worker that had it died before it ended"
-            )
-            job.outcome = Unprocessable(failure_record(lost, None))
-        return job
+        return Job(delivery, taken=taken, call=call, work=Work(call, task, policy, request))
 
     def _of_newer_format(self, delivery: Delivery, error: NewerFormat) -> Outcome:
-        sent = message_time(delivery.message.id)
-        if sent is not None and abs(time.time() - sent) < self._app.conf.unknown_task_grace:
+        message = delivery.message
+        since = max(message_time(message.id) or 0.0, message.due or 0.0)
+        if abs(time.time() - since) < self._app.conf.unknown_task_grace:
             return Postponed(_UNKNOWN_TASK_DELAY_SECONDS, str(error))
         return Unprocessable(failure_record(error, None))
+
+    def _may_become_known(self, call: Call, now: float) -> bool:
+        """Whether the task of a call may be known soon: a deploy is rolling since the call could first have run.
+
+        What claims to come from the far future would wait for ever.
+        """
+        return abs(now - _runnable_since(call)) < self._app.conf.unknown_task_grace
 
     def _of_unknown_task(self, call: Call, now: float) -> Outcome:
         known = ", ".join(sorted(self._app.tasks)[:20]) or "none"
         text = f"{call.task} is not a task of this worker, which knows {known}; import its module, or add it to include"
         grace = self._app.conf.unknown_task_grace
-        if abs(now - call.sent) < grace:  # what claims to come from the far future would wait for ever
-            logger.warning("%s[%s] waits, for %.0f s at most: %s", call.task, call.id, grace - (now - call.sent), text)
+        if self._may_become_known(call, now):
+            left = grace - (now - _runnable_since(call))
+            logger.warning("%s[%s] waits, for %.0f s at most: %s", call.task, call.id, left, text)
             return Postponed(min(_UNKNOWN_TASK_DELAY_SECONDS, max(0.1, grace / 10)), text)
-        return Unprocessable(failure_record(NotRegistered(text), None))
+        return Unprocessable(failure_record(NotRegistered(with_last_error(text, call)), None))
 
-    def _ask_backend(self, jobs: list[tuple[Job, Work]]) -> None:
-        """What is revoked, and, for what may be a second copy, whether it has begun or ended elsewhere."""
-        if not jobs:
-            return
-        ids = [work.call.id for _, work in jobs]
-        revoked = {} if self._backend is None else revocations(self._backend, ids)
-        if self._heard.by_id:
-            revoked |= self._heard.of(ids, time.time())
-        if revoked:
-            for job, work in jobs:
-                if work.call.id in revoked:
-                    job.outcome = Revoked()
-                    signal_revoked(work)
-        if self._backend is None:
-            return
+    def _ask_fence(self, backend: Backend, jobs: list[tuple[Job, Call]], now: float) -> None:
+        """Of what may be a second copy, whether it has begun or ended elsewhere. Asked before all else.
+
+        Whatever else is found of a call that has ended, such as that it has expired since, comes too late.
+        """
         fenced = [
-            (job, work) for job, work in jobs if job.outcome is None and (work.call.fenced or job.delivery.attempt > 1)
+            (job, call)
+            for job, call in jobs
+            if (call.fenced or job.delivery.attempt > 1)
+            and (job.work is not None or not self._may_become_known(call, now))
         ]
         if not fenced:
             return
         expires = self._app.conf.result_expires
-        starts = [Start(work.call.id, work.call.retries, job.delivery.message.id, expires) for job, work in fenced]
-        for (job, _), answer in zip(fenced, each_apart(self._backend.begin, starts), strict=True):
+        starts = [Start(call.id, call.retries, job.delivery.message.id, expires) for job, call in fenced]
+        for (job, _), answer in zip(fenced, each_apart(backend.begin, starts), strict=True):
             if isinstance(answer, BackendRefused):
                 job.outcome = Unprocessable(failure_record(answer, None))
             elif answer.outcome is BeginOutcome.SECOND_COPY:
@@ -610,11 +663,38 @@ class _Receiver:
             elif answer.outcome is BeginOutcome.ENDED and answer.result is not None:
                 job.outcome = AlreadyEnded(answer.result.state, answer.result.body)
 
-    def _limit_rates(self, jobs: list[tuple[Job, Work]], now: float) -> None:
+    def _refuse(self, jobs: list[tuple[Job, Call]], now: float) -> None:
+        """End what is not to run: what has expired, was revoked, is of an unknown task, was handed out too often."""
+        for job, call in jobs:
+            if call.expires is not None and call.expires <= now and job.outcome is None:
+                job.outcome = Expired()
+                if job.work is not None:
+                    signal_revoked(job.work, expired=True)
+        asked = [(job, call) for job, call in jobs if job.outcome is None]
+        if not asked:
+            return
+        ids = [call.id for _, call in asked]
+        revoked = {} if self._backend is None else revocations(self._backend, ids)
+        if self._heard.by_id:
+            revoked |= self._heard.of(ids, time.time())
+        for job, call in asked:
+            work = job.work
+            if call.id in revoked:
+                job.outcome = Revoked()
+                if work is not None:
+                    signal_revoked(work)
+            elif work is None:
+                job.outcome = self._of_unknown_task(call, now)
+            elif job.delivery.attempt > work.policy.max_deliveries:
+                often = work.policy.max_deliveries
+                text = f"handed out {often} times, and each time the worker that had it died before it ended"
+                job.outcome = Unprocessable(failure_record(WorkerLostError(with_last_error(text, call)), None))
+
+    def _limit_rates(self, jobs: list[Job], now: float) -> None:
         limited: dict[str, list[Job]] = {}
-        for job, work in jobs:
-            if work.policy.rate is not None and job.outcome is None:
-                limited.setdefault(work.call.task, []).append(job)
+        for job in jobs:
+            if job.outcome is None and job.work is not None and job.work.policy.rate is not None:
+                limited.setdefault(job.work.call.task, []).append(job)
         for name, group in limited.items():
             rate = self._policies[name].rate
             assert rate is not None
@@ -623,6 +703,11 @@ class _Receiver:
                     # What waits about equally long is given back in one act. A little early costs nothing: starts are
                     # granted ahead by more than this.
                     job.outcome = Postponed(max(wait - wait % _RATE_STEP_SECONDS, _RATE_STEP_SECONDS), "its rate limit")
+
+
+def _runnable_since(call: Call) -> float:
+    """When a call could first have run (seconds since the epoch)."""
+    return call.sent if call.eta is None else max(call.sent, call.eta)
 
 
 def _ahead_of(claim_seconds: float) -> float:

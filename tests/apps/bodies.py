@@ -205,6 +205,18 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task(max_deliveries=1)
+def once() -> int:
+    return once.request.attempt
+
+
+@app.task
+def wait_for_file(path: str) -> None:
+    Path(f"{path}.begun").touch()
+    while not Path(path).exists():
+        time.sleep(0.005)
+
+
 @app.task
 def send_one() -> None:
     add.delay(1, 2)

@@ -15,7 +15,8 @@ from ekiden.errors import Retry
 app = Ekiden("hostile", broker="memory://hostile")
 
 SURROGATE = "caf\udce9"
-MEGABYTE = 1_000_000
+LARGE = 6_000_000
+"""Bytes: more than a result may have."""
 
 
 class Text(str):
@@ -117,10 +118,10 @@ class SecretiveError(ExceptionGroup):
 
 
 class LoudError(Exception):
-    """Megabytes of text."""
+    """Text without end."""
 
     def __str__(self) -> str:
-        return SURROGATE * MEGABYTE
+        return SURROGATE * 100_000
 
     __repr__ = __str__
 
@@ -224,7 +225,7 @@ RETURNED: dict[str, Callable[[], Any]] = {
     "function": lambda: deep,
     "class": lambda: Shy,
     "exception": ShyError,
-    "large": lambda: "x" * (20 * MEGABYTE),
+    "large": lambda: "x" * LARGE,
 }
 """What cannot be a result."""
 
@@ -242,8 +243,8 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "no name": lambda: NamelessError("x"),
     "no module": lambda: ModulelessError("x"),
     "loud": LoudError,
-    "large": lambda: ValueError("x" * (20 * MEGABYTE)),
-    "many arguments": lambda: ValueError(*range(MEGABYTE)),
+    "large": lambda: ValueError("x" * LARGE),
+    "many arguments": lambda: ValueError(*range(20_000)),
     "arguments that JSON has not": lambda: ValueError(object(), float("nan"), {1: {2: 3}}, {None: 1}, b"\xff"),
     "itself": lambda: ValueError(itself()),
     "nested": lambda: ValueError(nested()),
@@ -266,7 +267,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "cancelled": lambda: asyncio.CancelledError(SURROGATE),
     "reject, surrogate": lambda: Reject(SURROGATE),
     "reject, shy": lambda: Reject(Shy(), False),
-    "reject, large": lambda: Reject("x" * (20 * MEGABYTE)),
+    "reject, large": lambda: Reject("x" * LARGE),
     "reject, shy answer": lambda: Reject("x", Shy()),  # type: ignore[arg-type]
     "retry, no exception": lambda: Retry(exc="wrong"),  # type: ignore[arg-type]
     "retry, no time": lambda: Retry(when="soon"),  # type: ignore[arg-type]
@@ -284,7 +285,7 @@ TOLD: dict[str, tuple[Any, Any]] = {
     "surrogate meta": ("PROGRESS", SURROGATE),
     "shy meta": ("PROGRESS", Shy()),
     "nested meta": ("PROGRESS", nested()),
-    "large meta": ("PROGRESS", "x" * (20 * MEGABYTE)),
+    "large meta": ("PROGRESS", "x" * LARGE),
     "surrogate state": (SURROGATE, None),
     "state of no text": (5, None),
     "shy state": (Shy(), None),

@@ -1,7 +1,8 @@
 """The SQLite transport and backend keep the contracts."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from ekiden.results import Backend
 from ekiden.sqlite.backend import SQLiteBackend
 from ekiden.testing.conformance import (
     BackendConformance,
+    BackendGarbageConformance,
     BackendLimitConformance,
     BackendProcessConformance,
+    GarbageConformance,
     LeaseExpiryConformance,
     LostWakeUpConformance,
     ProcessConformance,
@@ -67,6 +70,53 @@ class TestSQLiteBackendsLimit(BackendLimitConformance):
         with backend._database.write() as connection:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
         return backend
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "headers = '{'",
+        "headers = '[]'",
+        "headers = x'ff'",
+        "body = 'text'",
+        "priority = 'x'",
+        "due = 'x'",
+        "id = x'ff'",
+    ],
+)
+class TestSQLiteTransportThatHoldsGarbage(GarbageConformance):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/tasks.db"
+
+    @pytest.fixture
+    def spoil(self, tmp_path: Path, change: str) -> Callable[[str, str], None]:
+        def spoil(queue: str, message_id: str) -> None:
+            with closing(sqlite3.connect(tmp_path / "tasks.db")) as connection, connection:
+                connection.execute(f"UPDATE message SET {change} WHERE queue = ? AND id = ?", (queue, message_id))
+
+        return spoil
+
+
+@pytest.mark.parametrize("garbage", ["x'ff'", "'text'", "5", "1e300", "x''"])
+class TestSQLiteBackendThatHoldsGarbage(BackendGarbageConformance):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/results.db"
+
+    @pytest.fixture
+    def spoil(self, tmp_path: Path, garbage: str) -> Callable[[str, str], None]:
+        changes = {
+            "result": f"UPDATE result SET step = {garbage}, state = {garbage} WHERE task_id = ?",
+            "start": f"UPDATE start SET step = {garbage} WHERE task_id = ?",
+            "record": f"UPDATE record SET version = {garbage} WHERE key = ?",
+        }
+
+        def spoil(kind: str, key: str) -> None:
+            with closing(sqlite3.connect(tmp_path / "results.db")) as connection, connection:
+                connection.execute(changes[kind], (key,))
+
+        return spoil
 
 
 @pytest.mark.slow

@@ -56,6 +56,13 @@ def eventually(look: Callable[[], Found | None], *, what: str, within: float = P
     return working.eventually(look, what=what, within=within)
 
 
+def wait_a_while_for(look: Callable[[], object], *, seconds: float = 2.0) -> None:
+    """Wait until ``look`` returns something true; for so long only, since it need not be so."""
+    give_up = time.monotonic() + seconds
+    while not look() and time.monotonic() < give_up:
+        time.sleep(0.02)
+
+
 class Ledger:
     """What the tasks wrote down."""
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from ekiden.testing.conformance.pace import assert_quick
 
-from tests.faults.ground import UNLUCKY, Ground, eventually, wait_until_gone
+from tests.faults.ground import UNLUCKY, Ground, eventually, wait_a_while_for, wait_until_gone
 
 
 @pytest.mark.slow
@@ -170,6 +170,44 @@ def test_a_body_process_that_is_killed_each_time_is_buried_after_five(ground: Gr
     assert letter.message.headers["ekiden-dead-attempts"] == 5
     assert len(ground.ledger.entries("begun")) == 5
     assert len(worker.worker_pids()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_what_was_merely_in_hand_when_its_workers_died_is_not_buried(ground: Ground) -> None:
+    ground.app.send_task("gated", (0,))
+    worker = ground.start(threads=1, prefetch=20)
+    ground.ledger.wait("begun")
+    for number in range(1, 11):  # one thread is busy, but this app has room for async tasks: they are in hand
+        ground.app.send_task("work", (number,))
+
+    for count in range(1, 6):
+        ground.ledger.wait("begun", count)
+        wait_a_while_for(lambda: ground.depth().leased == 11)
+        os.kill(worker.worker_pids()[0], signal.SIGKILL)
+
+    ground.wait_until_empty(within=60)
+    assert set(ground.ledger.done()) == set(range(1, 11))
+    assert len(ground.ledger.entries("begun")) == 5
+    (letter,) = ground.dead()
+    assert letter.message.headers["ekiden-dead-reason"] == "WorkerLostError"
+    assert letter.message.headers["ekiden-dead-attempts"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_bystanders_of_a_message_that_kills_its_worker_five_times_run(ground: Ground) -> None:
+    count = ground.backlog(40)
+    poison = ground.app.send_task("kills_worker")
+    ground.send_many("work", count)
+
+    ground.start(processes=2, threads=4)
+
+    ground.wait_until_empty(within=120)
+    assert set(ground.ledger.done()) == set(range(count))
+    assert [each["attempt"] for each in ground.ledger.entries("poison")] == [1, 2, 3, 4, 5]
+    assert len(ground.dead()) == 1
+    assert poison.state == "FAILURE"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -383,3 +384,36 @@ def test_a_name_that_only_celery_has_says_what_to_use(name: str) -> None:
     with pytest.raises(ImportError, match=f"ekiden has no '{name}': "):
         getattr(ekiden, name)
     assert not hasattr(ekiden, "no_such_name_at_all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("app.start()", ["worker", "--burst", "-c", "1"]),
+        ("app.worker_main(['worker', '--burst', '-c', '1'])", []),
+        ("app.worker_main()", ["--burst", "-c", "1"]),
+    ],
+)
+def test_a_program_becomes_its_own_worker(tmp_path: Path, call: str, arguments: list[str]) -> None:
+    (tmp_path / "tasks.py").write_text(
+        "from ekiden import Ekiden as Celery\n\napp = Celery('tasks', broker='sqlite:///tasks.db')\n\n\n"
+        f"@app.task\ndef add(x, y):\n    return x + y\n\n\nif __name__ == '__main__':\n    {call}\n"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "tasks.py", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+    assert "tasks tasks.add" in ended.stderr
+
+
+def test_an_app_that_is_in_no_module_cannot_start(app: Celery) -> None:
+    with pytest.raises(MisuseError, match="is in no module"):
+        app.start([])

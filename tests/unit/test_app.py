@@ -371,3 +371,13 @@ def test_a_task_of_a_program_has_the_name_that_a_worker_imports_it_by(project: P
     ]
 
     assert told == ["shop.add", "shop.add"]
+
+
+@pytest.mark.parametrize("setting", ["broker_url", "result_backend"])
+def test_a_url_that_nobody_can_open_is_refused_when_it_is_assigned(setting: str) -> None:
+    app = Ekiden("late", broker="memory://late")
+
+    with pytest.raises(ConfigurationError, match=r"no (transport|result backend) for nosuch:// is installed"):
+        setattr(app.conf, setting, "nosuch://host")
+    with pytest.raises(ConfigurationError, match=r"no (transport|result backend) for nosuch:// is installed"):
+        app.config_from_object({setting: "nosuch://host"})

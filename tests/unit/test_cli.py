@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from textwrap import dedent
@@ -70,6 +73,16 @@ class Shop:
         assert result.exit_code == code, result.output
         return result
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A worker in a process of its own: the command closes its app, which is the same object in this process."""
+        command = [sys.executable, "-m", "ekiden", "worker", self.target, "--processes", "1"]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+            try:
+                yield
+            finally:
+                worker.terminate()
+
     def json(self, *arguments: object) -> Any:
         return json.loads(self.run(*arguments, "--json").stdout)
 
@@ -130,15 +143,15 @@ def test_a_call_can_go_elsewhere(shop: Shop) -> None:
 
 
 def test_call_waits_for_the_result_and_prints_it_as_json(shop: Shop) -> None:
-    with shop.app.worker():
-        waited = shop.run("call", shop.target, "add", "--args", "[1, 2]", "--wait", "10")
+    with shop.working():
+        waited = shop.run("call", shop.target, "add", "--args", "[1, 2]", "--wait", "30")
 
     assert waited.stdout == "3\n"
 
 
 def test_a_task_that_fails_is_told_on_standard_error(shop: Shop) -> None:
-    with shop.app.worker():
-        failed = shop.run("call", shop.target, "boom", "--args", '["broken"]', "--wait", "10", code=1)
+    with shop.working():
+        failed = shop.run("call", shop.target, "boom", "--args", '["broken"]', "--wait", "30", code=1)
 
     assert failed.stdout == ""
     assert "ended as FAILURE: ValueError: broken" in failed.stderr
@@ -298,6 +311,77 @@ def test_a_call_that_died_after_its_last_try_is_really_tried_again(shop: Shop) -
     assert shop.json("result", shop.target, before["id"])["state"] == "SUCCESS"
 
 
+@pytest.mark.parametrize("expires", [60, -3600], ids=["not yet", "long ago"])
+def test_what_is_sent_back_has_its_whole_lifetime_again(shop: Shop, expires: int) -> None:
+    sent = time.time() - 7200
+    for retries in (0, 4):
+        call = {"v": 1, "task": f"{shop.module}.add", "id": f"call-{retries}", "sent": sent, "args": [1, retries]}
+        lifetime = {"expires": time.time() + expires, "retries": retries, "eta": sent + 60, "last_error": "OSError"}
+        body = json.dumps(call | lifetime).encode()
+        shop.app.transport.publish(
+            [Message(f"letter-{retries}", "default.dead", body, {"ekiden-dead-queue": "default"})]
+        )
+
+    began = time.time()
+    shop.run("dead", "retry", shop.target, "default", "--all")
+
+    for seen in shop.app.transport.browse("default"):
+        again = json.loads(seen.message.body)
+        assert again["sent"] >= began
+        assert again["expires"] - again["sent"] == pytest.approx(7200 + expires, abs=1)
+        assert not {"retries", "eta", "last_error"} & set(again)
+    shop.work()
+    assert [shop.app.AsyncResult(f"call-{retries}").get(1) for retries in (0, 4)] == [1, 5]
+    assert shop.json("dead", "list", shop.target, "default") == []
+
+
+def test_what_died_after_its_tries_is_sent_back_with_the_lifetime_that_its_first_try_had(shop: Shop) -> None:
+    shop.run("call", shop.target, "fetch", "--expires", "100")
+    shop.work()
+
+    shop.run("dead", "retry", shop.target, "default", "--all")
+
+    (seen,) = shop.app.transport.browse("default")
+    again = json.loads(seen.message.body)
+    assert again["expires"] - again["sent"] == pytest.approx(100, abs=0.01)
+
+
+def test_what_no_worker_could_read_waits_for_a_newer_one_when_it_is_sent_back(shop: Shop) -> None:
+    shop.app.transport.publish([Message("0" * 32, "default.dead", b'{"v":2}', {"ekiden-dead-queue": "default"})])
+
+    shop.run("dead", "retry", shop.target, "default", "--all")
+    shop.work()
+
+    assert [seen.message.body for seen in shop.app.transport.browse("default")] == [b'{"v":2}']
+    assert shop.json("dead", "list", shop.target, "default") == []
+
+
+IMPOSSIBLE_QUEUES = ["a b", "a/b", "q" * 300, "other.dead", "reply.nobody", "a\nb", "a,b"]
+
+
+@pytest.mark.parametrize("chosen", ["--all", "letter"])
+@pytest.mark.parametrize("name", IMPOSSIBLE_QUEUES, ids=range(len(IMPOSSIBLE_QUEUES)))
+def test_a_letter_from_an_impossible_queue_stays_and_the_others_go(shop: Shop, name: str, chosen: str) -> None:
+    dead = shop.dies()
+    body = json.dumps({"v": 1, "task": f"{shop.module}.add", "id": "call", "sent": 0, "args": [1, 2]}).encode()
+    letter = Message("letter", "default.dead", body, {"ekiden-dead-queue": name})
+    with shop.app as app:
+        app.transport.publish([letter])
+
+    result = shop.run("dead", "retry", shop.target, "default", chosen, code=1)
+
+    assert "1 dead letter cannot be sent back and stays in default.dead, such as call: nothing can be sent to" in (
+        result.stderr
+    )
+    left = {seen.message.id: seen for seen in shop.app.transport.browse("default.dead")}
+    assert left["letter"].message == letter
+    assert left["letter"].attempt == 0
+    assert len(left) == (1 if chosen == "--all" else 2)
+    assert [json.loads(seen.message.body)["id"] for seen in shop.app.transport.browse("default")] == (
+        [dead] if chosen == "--all" else []
+    )
+
+
 def test_retry_says_what_it_could_not_find(shop: Shop) -> None:
     assert "say which: the ids of some, or --all" in shop.refusal("dead", "retry", shop.target, "default", code=2)
     missing = shop.run("dead", "retry", shop.target, "default", "nobody", code=1)
@@ -322,7 +406,7 @@ ODD_VALUES: list[HeaderValue] = [
 def test_dead_letters_are_listed_shown_and_sent_back_whatever_their_headers_say(shop: Shop, value: HeaderValue) -> None:
     names = ["reason", "error", "attempts", "at", "queue"]
     headers: dict[str, HeaderValue] = {f"ekiden-dead-{name}": value for name in names} | {"own": value}
-    body = json.dumps({"v": 1, "task": "\x1b]0;gone\x07", "id": "a\nb\x9b", "sent": 1e300}).encode()
+    body = json.dumps({"v": 1, "task": "\x1b]0;gone\x07", "id": "a\nb\x9b", "sent": 1.0}).encode()
     with shop.app as app:
         app.transport.publish([Message("odd", "default.dead", body, headers)])
         app.transport.publish([Message("odder", "default.dead", b"\x1b\xff\x9b", headers)])
@@ -368,8 +452,8 @@ def test_nothing_from_outside_moves_the_cursor(shop: Shop) -> None:
 
 
 def test_a_failure_that_is_waited_for_moves_no_cursor(shop: Shop) -> None:
-    with shop.app.worker(threads=1):
-        result = shop.run("call", shop.target, "boom", "--args", json.dumps([HOSTILE]), "--wait", "10", code=1)
+    with shop.working():
+        result = shop.run("call", shop.target, "boom", "--args", json.dumps([HOSTILE]), "--wait", "30", code=1)
 
     assert_moves_nothing(result.stdout, result.stderr)
     assert "ValueError: gone\\x1b[2J" in result.stderr

@@ -14,7 +14,7 @@ from ekiden.testing.plugin import StartWorker, throw_away_url
 from tests.apps import hostile
 from tests.working import PATIENCE, dead_letters, eventually, is_empty
 
-PLACES = ["thread", "loop", "process"]
+PLACES = ["thread", pytest.param("loop", marks=pytest.mark.slow), pytest.param("process", marks=pytest.mark.slow)]
 LONGER = 3 * PATIENCE
 RECORD_BYTES = 64 * 1024
 """What a stored result says besides its failure: names, times, children."""
@@ -54,7 +54,7 @@ def stored_bytes(app: Ekiden, result: AsyncResult[Any]) -> int:
     return 0 if stored is None else len(stored.body)
 
 
-@pytest.fixture(params=["alone", "with receivers"])
+@pytest.fixture(params=["with receivers", pytest.param("alone", marks=pytest.mark.slow)])
 def receivers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Somebody listens to what becomes of bodies, or nobody does."""
 
@@ -107,6 +107,7 @@ def test_a_failure_is_no_larger_than_a_result_may_be(ekiden_app: Ekiden, ekiden_
         assert str(result.result)
 
 
+@pytest.mark.slow  # a process for each
 def test_what_a_body_writes_into_its_pipe_is_its_own_failure(ekiden_app: Ekiden, ekiden_worker: StartWorker) -> None:
     worker = ekiden_worker(threads=2)
     spoilers, innocents = [], []

@@ -500,3 +500,20 @@ connection.close()
 
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == [0, {"lost": False, "mine": "child's", "acked": True}, True, True, 0]
+
+
+def test_a_broadcast_that_cannot_be_read_does_not_end_the_loop(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connection.topic("topic").subscribe() as subscription:
+        connection.opened().broadcast("topic", [b"?", b"", b"j{", b"\xff\xff"])
+        connection.topic("topic").publish("last")
+
+        assert next(iter(subscription)).value == "last"
+    assert "passed over" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], {"a": float("-inf")}, "caf\udce9"])
+def test_what_json_has_not_is_not_put_as_something_else(connection: Connection, value: Any) -> None:
+    with pytest.raises(TaskArgumentsError, match="cannot be put"):
+        connection.queue("queue").put(value)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from ekiden import Ekiden
 from ekiden.errors import ConfigurationError
 from ekiden.options import (
     Policy,
@@ -17,6 +18,7 @@ from ekiden.options import (
 )
 from ekiden.routes import find_route, read_route
 from ekiden.settings import Settings
+from ekiden.signature import Signature
 
 # Where a call goes: the call's own word, then a route, then the task's, then the setting.
 
@@ -205,3 +207,29 @@ def test_a_priority_is_a_digit(priority: int) -> None:
 def test_anything_else_is_no_priority(priority: object) -> None:
     with pytest.raises(ConfigurationError, match="is not a priority"):
         check_priority(priority)
+
+
+NO_NAMES: list[Any] = ["", "x" * 501, "a\nb", "caf\udce9", "a\x1b[2J", 5, None, b"x"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=lambda name: ascii(name)[:12])
+def test_what_no_task_can_be_called_is_refused_where_it_is_said(ekiden_app: Ekiden, name: Any) -> None:
+    @ekiden_app.task
+    def known() -> None:
+        """A task with a name."""
+
+    with pytest.raises(ConfigurationError, match="no name of a task"):
+        ekiden_app.send_task(name)
+    with pytest.raises(ConfigurationError, match="no name of a task"):
+        known.apply_async(link=Signature(name))
+    if isinstance(name, str) and name:
+        with pytest.raises(ConfigurationError, match="no name of a task"):
+            ekiden_app.task(name=name)(lambda: None)
+
+
+@pytest.mark.parametrize("queue", ["a\x85b", "caf\udce9", "a\u2028b", "a\u202eb", "a\x9bb", "a\ufeffb"])
+def test_a_queue_is_called_by_printable_characters(ekiden_app: Ekiden, queue: str) -> None:
+    with pytest.raises(ConfigurationError, match="printable"):
+        ekiden_app.send_task("known", queue=queue)
+    with pytest.raises(ConfigurationError, match="printable"):
+        ekiden_app.worker(queues=(queue,))

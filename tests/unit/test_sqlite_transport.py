@@ -1,6 +1,5 @@
 """What the SQLite transport promises beyond the conformance kit: costs, clocks, locks, forks and trouble."""
 
-import math
 import os
 import sqlite3
 import subprocess
@@ -196,25 +195,7 @@ def test_a_dead_consumers_message_comes_back_although_the_clock_was_set(
     assert [delivery.attempt for delivery in received] == [2]
 
 
-@pytest.mark.parametrize("due", [math.inf, -math.inf, math.nan, -1.0, 0.0, 1e300])
-def test_no_due_time_upsets_a_batch(broker: SQLiteTransport, due: float) -> None:
-    answers = broker.publish([*numbered(1), Message(new_id(), "q", b"odd", due=due), *numbered(1)])
-
-    assert [answer.outcome for answer in answers].count(PublishOutcome.STORED) >= 2
-    later = due > time.time()
-    assert broker.depth("q") == Depth(2 if later else 3, 1 if later else 0, 0)
-
-
 # Headers.
-
-
-@pytest.mark.parametrize("value", [math.inf, -math.inf, 2**70, -(2**70)])
-def test_odd_numbers_in_headers_arrive_as_they_were(broker: SQLiteTransport, value: float) -> None:
-    assert broker.publish([Message(new_id(), "q", b"", {"odd": value, "nothing": None})]) == [STORED]
-
-    (delivery,) = consume(broker).receive(1, 1)
-
-    assert delivery.message.headers == {"odd": value, "nothing": None}
 
 
 def test_what_cannot_be_written_is_refused_alone(broker: SQLiteTransport) -> None:

@@ -879,21 +879,27 @@ def test_signals_tell_a_tasks_story(
     assert [name for name, _ in heard] == [
         "before_task_publish",
         "after_task_publish",
+        "worker_init",
+        "worker_process_init",
         "worker_ready",
+        "task_received",
         "task_prerun",
         "task_retry",
         "task_postrun",
+        "task_received",
         "task_prerun",
         "task_failure",
         "task_postrun",
         "worker_shutting_down",
+        "worker_process_shutdown",
+        "worker_shutdown",
     ]
     for name, fields in heard:
         signal: signals.Signal = getattr(signals, name)
         assert set(fields) - {"sender"} == set(signal.fields), name
     assert heard[0][1]["sender"] == story.name
-    assert heard[2][1]["sender"] == worker.worker.name
-    assert heard[3][1]["sender"] is story
+    assert heard[4][1]["sender"] == worker.worker.name
+    assert heard[5][1]["sender"] is heard[6][1]["sender"] is story
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -1271,3 +1277,9 @@ def test_a_workers_result_is_an_async_result(app: Ekiden) -> None:
         return 1
 
     assert isinstance(add.delay(), AsyncResult)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "caf\udce9", "a\x1b[2J", "n" * 201])
+def test_a_worker_is_called_by_printable_characters(app: Ekiden, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="no name of a worker"):
+        app.worker(name=name)

@@ -241,6 +241,26 @@ def test_an_early_task_does_not_start_before_its_settling_is_confirmed(
     assert notes.taken == ["ran"]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_early_task_that_gives_itself_back_runs_again(app: Ekiden, notes: Notes, is_async: bool) -> None:
+    def body() -> int:
+        notes.take(app.tasks["again"].request.attempt)
+        if len(notes.taken) < 3:
+            raise Reject("not now", requeue=True)
+        return 1
+
+    async def async_body() -> int:
+        return body()
+
+    task = app.task(name="again", acks="early")(async_body if is_async else body)
+    with app.worker(threads=1):
+        result = task.apply_async(priority=7, headers={"kind": "x"})
+
+        assert result.get(PATIENCE) == 1
+        eventually(lambda: is_empty(app), what="it is settled")
+    assert notes.taken == [1, 1, 1]
+
+
 @pytest.mark.slow
 def test_an_early_task_that_cannot_be_settled_when_the_worker_ends_does_not_run(
     app: Ekiden, broker: Broker, notes: Notes

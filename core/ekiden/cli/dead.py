@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -25,9 +26,10 @@ from ekiden.cli.quantities import AT_LEAST_ONE
 from ekiden.cli.queues import delete_messages
 from ekiden.cli.target import AppCommand, app_argument, queue_argument
 from ekiden.codec import decode_call
-from ekiden.errors import ConfigurationError, MessageError, TransportError
+from ekiden.errors import BrokerRefused, ConfigurationError, MessageError, TransportError
 from ekiden.execution import redriven
 from ekiden.message import DEAD_SUFFIX, RESERVED_HEADER_PREFIX, Delivery, Ending, Message, SettleOutcome
+from ekiden.routes import check_queue_name
 from ekiden.signature import Call
 from ekiden.transport import Consumer
 
@@ -162,21 +164,29 @@ def retry(target: str, queue: str, ids: tuple[str, ...], every: bool) -> None:
     ekiden dead retry shop:app emails 0190d0c3f6ab4b1f...
     ekiden dead retry shop:app emails --all
 
-    Their stored results are forgotten: the tasks are PENDING again.
+    Their stored results are forgotten: the tasks are PENDING again. They count as sent now: what was to expire some
+    time after it was sent expires so long after this.
     """
     if every == bool(ids):
         raise click.UsageError("say which: the ids of some, or --all.")
     with open_app(target) as app:
         there = app.transport.depth(_dead(queue)).ready or 0
+        sent, stuck = 0, list[DeadLetter]()
         with click.progressbar(length=there if every else len(ids), label="Sending back") as bar:
-            sent = 0
-            for number in _send_back(app, queue, ids, there):
+            for number in _send_back(app, queue, ids, there, stuck):
                 sent += number
                 bar.update(number)
     say(f"{plural(sent, 'dead letter')} of {_plain(queue)} sent back.")
-    if sent < len(ids):
+    missing = len(ids) - sent - len(stuck)
+    if stuck:
         raise ConfigurationError(
-            f"{plural(len(ids) - sent, 'dead letter')} could not be found in {_dead(queue)}; `ekiden dead list` names "
+            f"{plural(len(stuck), 'dead letter')} cannot be sent back and {'stays' if len(stuck) == 1 else 'stay'} in "
+            f"{_dead(queue)}, such as {stuck[0].id}: nothing can be sent to the queue that it came from, "
+            f"{stuck[0].origin or _plain(queue)!r}. `ekiden dead show` tells more."
+        )
+    if missing > 0:
+        raise ConfigurationError(
+            f"{plural(missing, 'dead letter')} could not be found in {_dead(queue)}; `ekiden dead list` names "
             "those that are there."
         )
 
@@ -202,11 +212,11 @@ def _letters(app: Ekiden, queue: str) -> Iterator[DeadLetter]:
         after = page[-1].cursor
 
 
-def _send_back(app: Ekiden, queue: str, ids: Sequence[str], there: int) -> Iterator[int]:
+def _send_back(app: Ekiden, queue: str, ids: Sequence[str], there: int, stuck: list[DeadLetter]) -> Iterator[int]:
     """Send back those of ``ids``, or the next ``there`` without any; yields how many, batch by batch.
 
-    Each is settled and published anew in one act, so none is lost or doubled. What is not wanted is held until the
-    end, and then given back as if nobody had looked at it.
+    Each is settled and published anew in one act, so none is lost or doubled. What is not wanted, or cannot be sent
+    back (it is added to ``stuck``), is held until the end, and then given back as if nobody had looked at it.
     """
     wanted = len(ids) or there
     transport = app.transport
@@ -216,25 +226,40 @@ def _send_back(app: Ekiden, queue: str, ids: Sequence[str], there: int) -> Itera
         while wanted > 0 and (deliveries := consumer.receive(min(_AT_ONCE, there + 1), _NOTHING_LEFT_SECONDS)):
             chosen = [each for each in deliveries if not ids or DeadLetter(each.message).is_one_of(ids)][:wanted]
             unwanted += [each for each in deliveries if each not in chosen]
-            yield _redrive(app, queue, consumer, chosen)
+            sent, refused = _redrive(app, queue, consumer, chosen)
+            yield sent
             wanted -= len(chosen)
+            unwanted += refused
+            stuck += [DeadLetter(each.message) for each in refused]
         consumer.release(unwanted)
 
 
-def _redrive(app: Ekiden, queue: str, consumer: Consumer, deliveries: Sequence[Delivery]) -> int:
-    letters = [DeadLetter(delivery.message) for delivery in deliveries]
+def _redrive(app: Ekiden, queue: str, consumer: Consumer, deliveries: Sequence[Delivery]) -> tuple[int, list[Delivery]]:
+    """Send these back; returns how many went, and those that cannot be sent to the queue that they came from."""
+    letters = {id(delivery): DeadLetter(delivery.message) for delivery in deliveries}
+    origins = {key: letter.origin or _plain(queue) for key, letter in letters.items()}
+    going = [each for each in deliveries if _is_queue_name(origins[id(each)])]
+    refused = [each for each in deliveries if not _is_queue_name(origins[id(each)])]
     if app.stores_results():
         # A stored failure would stand for ever, and tell the worker that this try has been made already.
-        app.backend.forget([letter.call.id for letter in letters if letter.call is not None])
-    endings = [
-        Ending(delivery, (redriven(delivery.message, letter.origin or _plain(queue)),))
-        for delivery, letter in zip(deliveries, letters, strict=True)
-    ]
-    answers = consumer.settle(endings)
-    for answer in answers:
-        if answer.outcome is SettleOutcome.FAILED:
+        calls = [letters[id(each)].call for each in going]
+        app.backend.forget([call.id for call in calls if call is not None])
+    now = time.time()
+    answers = consumer.settle([Ending(each, (redriven(each.message, origins[id(each)], now=now),)) for each in going])
+    for delivery, answer in zip(going, answers, strict=True):
+        if isinstance(answer.error, BrokerRefused):
+            refused.append(delivery)
+        elif answer.outcome is SettleOutcome.FAILED:
             raise answer.error if isinstance(answer.error, TransportError) else TransportError(str(answer.error))
-    return sum(answer.outcome is SettleOutcome.SETTLED for answer in answers)
+    return sum(answer.outcome is SettleOutcome.SETTLED for answer in answers), refused
+
+
+def _is_queue_name(name: str) -> bool:
+    try:
+        check_queue_name(name)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _plain(queue: str) -> str:

@@ -29,7 +29,6 @@ _CALLS_MISSING = {
     "add_periodic_task": instead_of("celery.schedules", "schedule"),
     "broadcast": "ekiden sends workers no commands but revoking yet",
     "inspect": "ekiden does not ask running workers yet; `ekiden queues` shows what they have in hand",
-    "worker_main": "run `ekiden worker MODULE:APP`",
 }
 """Methods of Celery's app and control, by name."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ekiden.errors import BackendError, BackendRefused
+from ekiden.loggers import safe_logger
 from ekiden.results import Backend, BeginOutcome, Begun, Joined, Record, Start, StoredResult, refuse_unstorable
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import RESULTS, Bells
@@ -26,6 +27,8 @@ from ekiden.urls import BrokerURL
 
 if TYPE_CHECKING:
     import sqlite3
+
+logger = safe_logger(__name__)
 
 TIDY_SECONDS = 5.0
 DELETED_AT_ONCE = 1000
@@ -59,7 +62,11 @@ class SQLiteBackend(Backend):
             rows = connection.execute(
                 statements.STORED_STATES, (_as_json([one.task_id for one in results]),)
             ).fetchall()
-            stored = {task_id: (state, step) for task_id, state, step, ends in rows if ends is None or ends > now}
+            stored = {
+                task_id: (state, step)
+                for task_id, state, step, ends in _readable(rows, (str, str, int))
+                if ends is None or ends > now
+            }
             new: dict[str, StoredResult] = {}
             answers = []
             for result in results:
@@ -80,9 +87,11 @@ class SQLiteBackend(Backend):
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
         self._check_open(ids)
         asked, now = _as_json(ids), time.time()
-        found = {row[0]: StoredResult(*row) for row in self._database.read(statements.STORED_RESULTS, (asked, now))}
+        rows = self._database.read(statements.STORED_RESULTS, (asked, now))
+        found = {row[0]: StoredResult(*row) for row in _readable(rows, _RESULT)}
         if len(found) < len(ids):
-            for task_id, step, _, expires in self._database.read(statements.STARTS, (asked, now)):
+            starts = self._database.read(statements.STARTS, (asked, now))
+            for task_id, step, _, expires in _readable(starts, _START):
                 found.setdefault(task_id, StoredResult(task_id, STARTED, step, b"", expires))
         return [found.get(task_id) for task_id in ids]
 
@@ -104,9 +113,9 @@ class SQLiteBackend(Backend):
         with self._write(start.task_id for start in starts) as connection:
             asked, now = _as_json([start.task_id for start in starts]), time.time()
             rows = connection.execute(statements.STORED_RESULTS, (asked, now)).fetchall()
-            stored = {row[0]: StoredResult(*row) for row in rows}
+            stored = {row[0]: StoredResult(*row) for row in _readable(rows, _RESULT)}
             rows = connection.execute(statements.STARTS, (asked, now)).fetchall()
-            noted = {row[0]: Start(*row) for row in rows}
+            noted = {row[0]: Start(*row) for row in _readable(rows, _START)}
             answers = []
             new: dict[str, Start] = {}
             for start in starts:
@@ -131,7 +140,7 @@ class SQLiteBackend(Backend):
     def read(self, keys: Sequence[str]) -> list[Record | None]:
         self._check_open(keys)
         rows = self._database.read(statements.READ_RECORDS, (_as_json(keys), time.time()))
-        found = {row[0]: Record(*row) for row in rows}
+        found = {row[0]: Record(*row) for row in _readable(rows, _RECORD)}
         return [found.get(key) for key in keys]
 
     def write(
@@ -139,7 +148,8 @@ class SQLiteBackend(Backend):
     ) -> int | None:
         with self._write((key,)) as connection:
             now = time.time()
-            rows = connection.execute(statements.READ_RECORDS, (_as_json([key]), now)).fetchall()
+            found = connection.execute(statements.READ_RECORDS, (_as_json([key]), now)).fetchall()
+            rows = _readable(found, _RECORD)
             version: int = rows[0][2] if rows else 0
             if expected_version is not None and expected_version != version:
                 return None
@@ -152,7 +162,7 @@ class SQLiteBackend(Backend):
     def scan(self, prefix: str) -> list[Record]:
         self._check_open((prefix,))
         rows = self._database.read(statements.SCAN_RECORDS, (prefix, _first_behind(prefix), time.time()))
-        return [Record(*row) for row in rows]
+        return [Record(*row) for row in _readable(rows, _RECORD)]
 
     def close(self) -> None:
         self._closed = True
@@ -204,6 +214,20 @@ def decide(start: Start, stored: StoredResult | None, noted: Start | None) -> Be
     if noted is not None and noted.step == start.step and noted.message_id != start.message_id:
         return Begun(BeginOutcome.SECOND_COPY)
     return Begun(BeginOutcome.GO)
+
+
+_RESULT, _START, _RECORD = (str, str, int, bytes), (str, int, str), (str, bytes, int)
+"""What the first columns of a row hold."""
+
+
+def _readable(rows: list[Any], kinds: tuple[type, ...]) -> list[Any]:
+    """Those of ``rows`` that hold what we write. The others are logged, taken for absent, and replaced by the next."""
+    readable = [row for row in rows if all(map(isinstance, row, kinds))]
+    if len(readable) < len(rows):
+        for row in rows:
+            if row not in readable:
+                logger.warning("what the file holds under %r cannot be read, and is passed over", row[0])
+    return readable
 
 
 def _insert(connection: sqlite3.Connection, by_size: dict[int, str], rows: Sequence[tuple[Any, ...]]) -> None:

@@ -11,8 +11,12 @@ from typing import Any
 import msgspec
 
 from ekiden.errors import BrokerRefused
+from ekiden.loggers import safe_logger
 from ekiden.message import REPLY_PREFIX, HeaderValue, Message, unsendable
+from ekiden.safe_text import text_of
 from ekiden.sqlite import statements
+
+logger = safe_logger(__name__)
 
 Row = tuple[Any, ...]
 """(queue, id, priority, state, until, due, headers, body)"""
@@ -47,9 +51,21 @@ def row_of(message: Message, now: float, *, max_body_bytes: int) -> Row | Broker
 
 
 def message_in(queue: str, columns: Row) -> Message:
-    """The message in (id, body, headers, priority, due, ...)."""
+    """The message in (id, body, headers, priority, due, ...). What cannot be read as one is marked as being none."""
     message_id, body, headers, priority, due = columns[:MESSAGE_COLUMNS]
-    return Message(message_id, queue, body, _decoded(headers) if headers else _NO_HEADERS, priority, due)
+    if type(message_id) is str and type(body) is bytes and type(priority) is int and (not due or type(due) is float):
+        try:
+            return Message(message_id, queue, body, _decoded(headers) if headers else _NO_HEADERS, priority, due)
+        except (ValueError, TypeError, RecursionError) as error:
+            logger.warning("the headers of message %s cannot be read: %s", message_id, error)
+    else:
+        logger.warning("message %s cannot be read: the file holds something else than what was written", message_id)
+    stored = body if isinstance(body, bytes) else text_of(body).encode()
+    return Message(text_of(message_id), queue, stored, _UNREADABLE)
+
+
+_UNREADABLE: dict[str, HeaderValue] = {"content-type": "application/x-ekiden-unreadable"}
+"""No worker takes it for a call: it goes to the dead letters."""
 
 
 def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> int:
@@ -90,4 +106,6 @@ def _decoded(headers: str) -> dict[str, HeaderValue]:
         decoded: dict[str, HeaderValue] = msgspec.json.decode(headers)
     except msgspec.DecodeError:
         decoded = json.loads(headers)
+    if not isinstance(decoded, dict):
+        raise ValueError("they are no object")
     return decoded

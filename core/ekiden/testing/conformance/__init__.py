@@ -18,6 +18,7 @@ not inherit from.
     ProcessConformance          where several processes can open the broker: kills, stops, forks
     BrokerClockConformance      the same, where all time is the broker's: workers' clocks may be wrong
     FullBrokerConformance       a broker too small for what it is sent
+    GarbageConformance          fixture ``spoil``: a stored message cannot be read any more
     SilentBrokerConformance     fixture ``silent``: a broker that does not answer
     DeadlineConformance         the part of it for a broker of which only publishing can be held up: one that is locked
     LostReplyConformance        a broker reached by TCP: it did what it was asked, and its answer was lost
@@ -28,6 +29,7 @@ not inherit from.
     LostWakeUpConformance       fixture ``silent_publisher``: a message that nobody was woken for
     BackendConformance          every backend that stores
     BackendProcessConformance   where several processes can open the store
+    BackendGarbageConformance   fixture ``spoil``: what is stored cannot be read any more
     BackendLimitConformance     fixture ``too_large``: a value that the store never takes
     FullBackendConformance      a store too small for what is put into it
     SilentBackendConformance    fixture ``silent``: a store that does not answer
@@ -48,6 +50,7 @@ from ekiden.testing.conformance.backend_trouble import (
 from ekiden.testing.conformance.backends import Results
 from ekiden.testing.conformance.crashes import BackendCrashes, Crashes
 from ekiden.testing.conformance.fence import Fence
+from ekiden.testing.conformance.garbage import BackendGarbageConformance, GarbageConformance
 from ekiden.testing.conformance.joins import Joins
 from ekiden.testing.conformance.leases import Endings, LeaseExpiryConformance
 from ekiden.testing.conformance.looking import Looking
@@ -70,6 +73,7 @@ from ekiden.testing.conformance.waiting import Waiting
 
 __all__ = [
     "BackendConformance",
+    "BackendGarbageConformance",
     "BackendLimitConformance",
     "BackendProcessConformance",
     "BackendRestartConformance",
@@ -79,6 +83,7 @@ __all__ = [
     "DeadlineConformance",
     "FullBackendConformance",
     "FullBrokerConformance",
+    "GarbageConformance",
     "LeaseExpiryConformance",
     "LostReplyConformance",
     "LostWakeUpConformance",

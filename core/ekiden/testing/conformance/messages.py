@@ -72,7 +72,16 @@ UNSENDABLE: dict[str, Callable[[str], Message]] = {
     "a header of infinity": lambda queue: a_message(queue, headers={"x": -math.inf}),
     "a header of 65 bits": lambda queue: a_message(queue, headers={"x": 2**63}),
     "a header of a list": lambda queue: a_message(queue, headers={"list": ["x"]}),  # type: ignore[dict-item]
+    "a header of a surrogate": lambda queue: a_message(queue, headers={"x": "caf\udce9"}),
+    "a header under a surrogate": lambda queue: a_message(queue, headers={"caf\udce9": "x"}),
+    "a header under a number": lambda queue: a_message(queue, headers={5: "x"}),  # type: ignore[dict-item]
+    "a header of bytes": lambda queue: a_message(queue, headers={"x": b"x"}),  # type: ignore[dict-item]
     "no id": lambda queue: Message("", queue, b""),
+    "an id of a surrogate": lambda queue: Message("caf\udce9", queue, b""),
+    "an id of a zero byte": lambda queue: Message("a\0b", queue, b""),
+    "an id that is a number": lambda queue: Message(5, queue, b""),  # type: ignore[arg-type]
+    "a name of a surrogate": lambda queue: Message(new_id(), "caf\udce9", b""),
+    "a name that is none": lambda queue: Message(new_id(), None, b""),  # type: ignore[arg-type]
 }
 
 
