@@ -166,6 +166,7 @@ class RelayTransport(Transport):
         shortest_lease=0.0,
         dead_consumer_noticed_within=0.0,
         wakes_within=0.0,
+        names_duplicates=False,  # the worker's broker may not; what rests on it is done the careful way
     )
 
     def __init__(self, url: BrokerURL, channel: Channel) -> None:

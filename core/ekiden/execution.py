@@ -669,6 +669,7 @@ def _follow_up(
         time_limit=step.time_limit,
         soft_time_limit=step.soft_time_limit,
         fenced=True,
+        sending=None if step.task_id is None else derived_id(call.id, why),
     )
     headers = {**step.headers, **carried} if carried else step.headers
     message = Message(task_id, sending.queue, encode_call(follow_up), headers, sending.priority, due)

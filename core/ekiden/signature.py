@@ -75,7 +75,8 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
     Times are wall-clock seconds since the epoch; ``sent`` is that of the first try. ``retries`` counts the tries before
     this one, and ``last_error`` is the text of what the last of them raised. ``root`` is the task id that the whole run
     began with, ``parent`` the task whose body or ending sent this call. ``fenced`` marks a call that ekiden sent as a
-    consequence of another: such a step may be repeated after a crash, so the backend is asked first.
+    consequence of another: such a step may be repeated after a crash, so the backend is asked first. ``sending`` tells
+    calls apart that were sent under one id of the user's own.
     """
 
     task: TaskName
@@ -95,6 +96,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field=
     soft_time_limit: PositiveSeconds | None = None
     fenced: bool = False
     last_error: str | None = None
+    sending: str | None = None
 
 
 class Sender(Protocol):

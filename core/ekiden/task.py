@@ -51,7 +51,7 @@ from ekiden.retry import retry_delay, tries_left
 from ekiden.safe_text import repr_of, text_of
 from ekiden.settings import Settings
 from ekiden.signature import Call, Sender, Signature, call_arguments, check_links, due_of_retry, seconds_until
-from ekiden.states import State
+from ekiden.states import State, is_final
 from ekiden.times import shown
 from ekiden.transport import Transport
 
@@ -566,6 +566,7 @@ def compose(
         ignore_result=options.ignore_result,
         time_limit=options.time_limit,
         soft_time_limit=options.soft_time_limit,
+        sending=None if options.task_id is None else new_id(),
     )
     return Message(
         task_id,
@@ -633,9 +634,13 @@ def _forget_earlier(app: TaskApp, chosen_ids: Sequence[str], deadline: float) ->
     """Forget what is stored of earlier calls under ids of the user's own.
 
     Otherwise an earlier call's result would be taken for this one's, and a further try of this one for a second copy
-    of what has ended.
+    of what has ended. Where the broker adds a second message of an id, what is stored of a call that has not ended
+    stays: by it the worker knows this one for a second copy.
     """
-    app.opened_backend().forget(chosen_ids, deadline=deadline)
+    backend = app.opened_backend()
+    if not app.opened_transport().description.names_duplicates:
+        chosen_ids = [each.task_id for each in backend.get(chosen_ids) if each is not None and is_final(each.state)]
+    backend.forget(chosen_ids, deadline=deadline)
 
 
 def _signal_before(messages: Sequence[Message]) -> None:

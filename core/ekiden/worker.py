@@ -44,7 +44,7 @@ from ekiden.errors import (
 from ekiden.execution import with_last_error
 from ekiden.job import Job, Work, signal_revoked
 from ekiden.loggers import safe_logger
-from ekiden.message import DEAD_SUFFIX, Delivery
+from ekiden.message import DEAD_SUFFIX, Delivery, Message
 from ekiden.options import Policy, check_limits
 from ekiden.outcomes import AlreadyEnded, Expired, Outcome, Postponed, Revoked, SecondCopy, Unprocessable
 from ekiden.plan import EXIT_UNCLEAN, WorkerOptions, unique_name
@@ -444,6 +444,8 @@ class _Receiver:
         self._left = math.inf if worker.max_tasks is None else worker.max_tasks
         self._ahead = _IN_HAND_SECONDS
         self._fewer_until = 0.0
+        # Where the broker adds a second message of an id of the user's own, the fence lets one of them run.
+        self._fences_sendings = not app.opened_transport().description.names_duplicates
 
     def run(self) -> None:
         """Until the worker is to stop, or, in a burst, nothing is left."""
@@ -599,6 +601,8 @@ class _Receiver:
             return Job(delivery, taken=taken, outcome=self._of_newer_format(delivery, error))
         except MessageError as error:
             return Job(delivery, taken=taken, outcome=Unprocessable(failure_record(error, None)))
+        if call.sending is not None and self._fences_sendings:
+            call = msgspec.structs.replace(call, fenced=True)
         task = self._app.find_task(call.task)
         if task is None:
             return Job(delivery, taken=taken, call=call)
@@ -654,7 +658,7 @@ class _Receiver:
         if not fenced:
             return
         expires = self._app.conf.result_expires
-        starts = [Start(call.id, call.retries, job.delivery.message.id, expires) for job, call in fenced]
+        starts = [Start(call.id, call.retries, _copy_of(job.delivery.message, call), expires) for job, call in fenced]
         for (job, _), answer in zip(fenced, each_apart(backend.begin, starts), strict=True):
             if isinstance(answer, BackendRefused):
                 job.outcome = Unprocessable(failure_record(answer, None))
@@ -703,6 +707,11 @@ class _Receiver:
                     # What waits about equally long is given back in one act. A little early costs nothing: starts are
                     # granted ahead by more than this.
                     job.outcome = Postponed(max(wait - wait % _RATE_STEP_SECONDS, _RATE_STEP_SECONDS), "its rate limit")
+
+
+def _copy_of(message: Message, call: Call) -> str:
+    """What the fence knows a message by: its id, and which sending it is where several may have that id."""
+    return message.id if call.sending is None else f"{message.id} {call.sending}"
 
 
 def _runnable_since(call: Call) -> float:

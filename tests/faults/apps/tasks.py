@@ -91,6 +91,15 @@ def fails_first(self) -> int:
     return self.request.attempt
 
 
+@app.task(name="fails_once", bind=True, autoretry_for=(ValueError,), retry_backoff=0, default_retry_delay=0.5)
+def fails_once(self) -> str:
+    """Fail in the first try."""
+    note("fails", retries=self.request.retries)
+    if self.request.retries == 0:
+        raise ValueError("the first try fails")
+    return f"tried {self.request.retries} times before"
+
+
 @app.task(name="long")
 def long(seconds: float) -> None:
     """Take long."""
