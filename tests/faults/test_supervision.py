@@ -154,3 +154,25 @@ def zombies_below(process: psutil.Process) -> list[psutil.Process]:
 def cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
+
+
+@on_one_broker
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise SystemExit", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import nothing_like_it", "nothing_like_it"),
+    ],
+)
+def test_a_module_that_ends_the_program_is_refused_and_not_tried_again(ground: Ground, line: str, reason: str) -> None:
+    (ground.directory / "leaving_at_import.py").write_text(f"{line}\n")
+    path = os.pathsep.join([str(ground.directory), os.environ.get("PYTHONPATH", "")])
+    worker = ground.start("leaving_at_import:app", processes=2, ready=False, environment={"PYTHONPATH": path})
+
+    assert worker.wait() == 78
+    worker.kill()  # its log is read to the end
+    assert len(worker.log) == 1, worker.log
+    assert "leaving_at_import" in worker.log[0]
+    assert reason in worker.log[0]
