@@ -1,13 +1,41 @@
-"""A CouchDB cluster of three, played by a thread of the tests' own process: what it answers when its copies differ.
+"""A CouchDB cluster of three, played by threads of the tests' own process: what it answers when its copies differ.
 
-It is not a CouchDB: it has as much of the API as ekiden uses, and copies (``couchdb_copies``) that a test takes apart:
+What only several nodes answer cannot be seen on one. This has as much of the API as ekiden uses, and copies
+(``couchdb_copies``) that a test takes apart. Its answers are those that CouchDB 3.5.0 was seen to give, as one node or
+three (n=3), or, where it says "source", that its source gives; what is not listed is as its documentation says.
+
+    request                                          answer, and where it was seen
+    POST _bulk_docs, a copy or two have the write    201, the document's row has "accepted": true; three nodes, each
+                                                     writing the same revision through another one
+    POST _bulk_docs "new_edits": false               201 [], also with two of three nodes down; source: force_reply of
+                                                     fabric_doc_update keeps the health of identical replies
+    POST _bulk_docs, two of three nodes down         every row "accepted": true
+    GET ID                                           the first two copies that agree on the visible revision; of their
+                                                     ``_deleted_conflicts`` those of the first; source: fabric_doc_open,
+                                                     fabric_util:make_key
+    GET ID?open_revs=all                             what the copies hold together, until a further one adds nothing;
+                                                     source: fabric_doc_open_revs
+    GET _all_docs, _changes                          what one copy holds, which may be behind (r=1)
+    POST _bulk_docs to a database of a moment ago    now and then 500 unknown_error, function_clause; three nodes, where
+                                                     another one has not heard of it yet (a test asks for it: ``fail``)
+    POST _purge                                      afterwards ``internal_replication_jobs`` is above 0 for a while
+                                                     (``jobs_after_purge``); more than 100 ids: 400, 3.5.0
+    GET _up, _node/_local                            source: chttpd_misc, chttpd_node
+    a document or attachment that is too large       413 for the whole request; source: chttpd_db, chttpd
+    POST or PUT without a session, a right, a database; TLS; Date      ``couchdb_http``
+
+What a test does to it:
 
     divert("messages", {1})       the next write to such a database reaches this copy only: it is `accepted`
     replicate()                   the copies meet, and the losers' branches become visible
-    down = {2}                    a node is away
+    down = {2}                    a node's copies are away; any other node coordinates
+    stop(0), start_again(0)       a node does not answer any more, and its copies are away; it is there again
+    read_from = 1                 which copy answers first
     advance(60)                   the servers' clock jumps
+    date_phase[0] = 0.4           so much later than the second node 0 renews its Date
     fail("POST", "_bulk_docs", 503)      the next such request is answered with that, and not carried out
     users, purges_permitted       who may do what
+    end_sessions()                every session has ended
     validation                    whether databases that are created from now on run validation functions
 
 One server with ``copies=1`` answers as a single node does.
@@ -15,11 +43,15 @@ One server with ``copies=1`` answers as a single node does.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import math
+import os
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -31,6 +63,7 @@ from tests.servers.processes import HOST
 
 _ADMINS_ONLY = {"members": {"roles": [ADMIN]}, "admins": {"roles": [ADMIN]}}
 _NAME = re.compile(r"[a-z][a-z0-9_$()+/-]*")
+_ATTACHMENTS = "_attachments"
 
 
 @dataclass
@@ -53,41 +86,76 @@ class CouchDBCluster:
         self.down: set[int] = set()
         self.read_from = 0
         self.replication_jobs = 0
+        self.jobs_after_purge = 0
         self.purges_permitted = True
         self.validation = ENFORCED
+        self.largest_document_bytes = 8_000_000
+        self.largest_attachment_bytes = 1 << 30
+        self.date_phase = dict.fromkeys(range(copies), 0.0)
         self.stopping = False
         self.requests: list[tuple[str, str, int]] = []
+        self.asked: list[int] = []
         self._copies = copies
         self._ahead = 0.0
         self._diversions: list[tuple[str, Collection[int]]] = []
         self._failures: list[_Failure] = []
-        self._http = PlayedServer(self)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="couchdb-cluster")
+        self._sessions: dict[str, str] = {}
+        self._locals: dict[tuple[str, str], dict[str, Any]] = {}
+        self._nodes = {number: PlayedServer(self, number) for number in range(copies)}
+        self._ports = {number: node.server_address[1] for number, node in self._nodes.items()}
+        self._threads: dict[int, threading.Thread] = {}
 
     # What a test does to it.
 
     def start(self) -> None:
         """Answer from now on."""
-        self._thread.start()
+        for number, node in self._nodes.items():
+            thread = threading.Thread(target=node.serve_forever, args=(0.05,), name=f"couchdb-cluster-{number}")
+            self._threads[number] = thread
+            thread.start()
 
     def kill(self) -> None:
         """Answer no more, and end all feeds."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-        if self._thread.is_alive():
-            self._http.shutdown()
-            self._thread.join()
-        self._http.server_close()
+        for number in list(self._nodes):
+            self._close(number)
 
-    def url(self, prefix: str, *, user: str | None = None, options: str = "") -> str:
-        """The URL of a place there."""
+    def stop(self, number: int) -> None:
+        """This node is killed: it answers nobody, and its copies are away."""
+        with self.changed:
+            self.down.add(number)
+            self.changed.notify_all()
+        self._close(number)
+
+    def start_again(self, number: int) -> None:
+        """This node is there again, on the same port, with what it held before."""
+        self._nodes[number] = node = PlayedServer(self, number, self._ports[number])
+        self._threads[number] = threading.Thread(
+            target=node.serve_forever, args=(0.05,), name=f"couchdb-cluster-{number}"
+        )
+        with self.changed:
+            self.down.discard(number)
+        self._threads[number].start()
+
+    def address(self, number: int = 0) -> str:
+        """Where a node is, as URLs write it."""
+        return f"{HOST}:{self._ports[number]}"
+
+    def url(self, prefix: str, *, user: str | None = None, options: str = "", through: Sequence[int] = (0,)) -> str:
+        """The URL of a place there. ``through``: the nodes that it names, in their order."""
         who = "" if user is None else f"{user}:{self.users[user][0]}@"
-        return f"couchdb://{who}{HOST}:{self._http.server_address[1]}/{prefix}{options}"
+        return f"couchdb://{who}{','.join(map(self.address, through))}/{prefix}{options}"
 
     def advance(self, seconds: float) -> None:
         """The servers' clock jumps ahead."""
         self._ahead += seconds
+
+    def end_sessions(self) -> None:
+        """Every session ends, as after ten minutes without a request."""
+        with self.changed:
+            self._sessions.clear()
 
     def divert(self, part: str, reaches: Collection[int]) -> None:
         """The next write to a database whose name contains ``part`` reaches these copies only."""
@@ -110,12 +178,19 @@ class CouchDBCluster:
         with self.changed:
             self._failures.clear()
 
-    def replicate(self, part: str = "") -> None:
-        """The nodes that are up exchange what they hold, in databases whose name contains ``part``."""
+    def replicate(self, part: str = "", *, source: int | None = None, target: int | None = None) -> None:
+        """The nodes that are up exchange what they hold, in databases whose name contains ``part``.
+
+        ``source`` and ``target``: one tells another what it holds, and nobody else hears of it yet.
+        """
         with self.changed:
             for name, database in self.databases.items():
-                if part in name:
+                if part not in name:
+                    continue
+                if source is None or target is None:
                     database.replicate(self.up())
+                else:
+                    database.tell(source, target)
 
     def up(self) -> list[int]:
         """The numbers of the nodes that are not down."""
@@ -134,9 +209,30 @@ class CouchDBCluster:
 
     # What it answers.
 
-    def date(self) -> str:
-        """The Date of an answer."""
-        return formatdate(time.time() + self._ahead, usegmt=True)
+    def now(self) -> float:
+        """What the servers' clocks show, in seconds since the epoch."""
+        return time.time() + self._ahead
+
+    def date(self, node: int) -> str:
+        """The Date of an answer of this node: the second in which it was renewed last."""
+        return formatdate(math.floor(self.now() - self.date_phase[node]), usegmt=True)
+
+    def user_of(self, cookie: str) -> str | None:
+        """Whose session this is; None for one that has ended."""
+        with self.changed:
+            return self._sessions.get(cookie)
+
+    def refused_unread(self, request: Request) -> Answer | None:
+        """What a request is answered before its body is read; None: read on."""
+        name, *rest = request.path
+        with self.changed:
+            try:
+                if not name.startswith("_") and rest:
+                    self._database(name, request)
+            except Answer as refusal:
+                self._note(request, refusal)
+                return refusal
+        return None
 
     def answer(self, request: Request) -> Answer:
         """Carry ``request`` out."""
@@ -146,9 +242,21 @@ class CouchDBCluster:
                 answer = self._failure(request.method, path) or self._carry_out(request)
             except Answer as answered:
                 answer = answered
-            self.requests.append((request.method, path, answer.status))
+            self._note(request, answer)
             self.changed.notify_all()
         return answer
+
+    def _note(self, request: Request, answer: Answer) -> None:
+        self.requests.append((request.method, "/" + "/".join(request.path), answer.status))
+        self.asked.append(request.node)
+
+    def _close(self, number: int) -> None:
+        node, thread = self._nodes[number], self._threads.pop(number, None)
+        if thread is not None and thread.is_alive():
+            node.shutdown()
+            thread.join()
+        node.cut_all()
+        node.server_close()
 
     def _failure(self, method: str, path: str) -> Answer | None:
         for failure in self._failures:
@@ -168,7 +276,7 @@ class CouchDBCluster:
             case ["_up"]:
                 return Answer(200, {"status": "ok", "seeds": {}})
             case ["_session"]:
-                return Answer(200, {"ok": True, "userCtx": {"name": request.name, "roles": sorted(request.roles)}})
+                return self._session(request)
             case ["_membership"]:
                 nodes = [f"couchdb@{number}" for number in range(self._copies)]
                 return Answer(200, {"all_nodes": [nodes[number] for number in self.up()], "cluster_nodes": nodes})
@@ -176,15 +284,37 @@ class CouchDBCluster:
                 _require_admin(request)
                 first, last = (json.loads(request.query.get(key, text)) for key, text in _ALL_NAMES)
                 return Answer(200, sorted(name for name in self.databases if first <= name <= last))
+            case ["_node", "_local"]:
+                _require_admin(request)
+                return Answer(200, {"name": f"couchdb@{request.node}"})
             case ["_node", _, "_system"]:
                 _require_admin(request)
-                return Answer(200, {"internal_replication_jobs": self.replication_jobs})
+                jobs = self.replication_jobs
+                if self.jobs_after_purge and any(database.purges for database in self.databases.values()):
+                    self.jobs_after_purge -= 1
+                    jobs += 1
+                return Answer(200, {"internal_replication_jobs": jobs})
+            case ["_node", _, "_config", *_]:
+                _require_admin(request)
+                return Answer(404, {"error": "not_found", "reason": "unknown_config_value"})
             case [name]:
                 return self._of_database(name, request)
             case [name, *rest]:
                 database = self._database(name, request)
                 return self._of_documents(name, database, rest, request)
         raise AssertionError(request.path)
+
+    def _session(self, request: Request) -> Answer:
+        if request.method != "POST":
+            return Answer(200, {"ok": True, "userCtx": {"name": request.name, "roles": sorted(request.roles)}})
+        name, password = request.body["name"], request.body["password"]
+        known = self.users.get(name)
+        if known is None or known[0] != password:
+            return Answer(401, {"error": "unauthorized", "reason": "Name or password is incorrect."})
+        cookie = os.urandom(16).hex()
+        self._sessions[cookie] = name
+        headers = {"Set-Cookie": f"AuthSession={cookie}; Version=1; Path=/; HttpOnly"}
+        return Answer(200, {"ok": True, "name": name, "roles": sorted(known[1])}, headers)
 
     def _of_database(self, name: str, request: Request) -> Answer:
         if not _NAME.fullmatch(name):
@@ -193,7 +323,8 @@ class CouchDBCluster:
             case "PUT":
                 _require_admin(request)
                 if name in self.databases:
-                    return Answer(412, {"error": "file_exists", "reason": "The database already exists."})
+                    reason = "The database could not be created, the file already exists."
+                    return Answer(412, {"error": "file_exists", "reason": reason})
                 self.databases[name] = Database(self._copies, self.validation)
                 self.databases[name].security = dict(_ADMINS_ONLY)
                 return Answer(201, {"ok": True})
@@ -251,23 +382,70 @@ class CouchDBCluster:
                 return Answer(200, self.changes(name, request.query))
             case ["_purge"]:
                 return self._purge(database, request)
+            case ["_local", *local]:
+                return self._of_local(name, "/".join(local), request)
+            case ["_index"]:
+                _require_database_admin(request, database)
+                return self._index(name, database, request)
+            case ["_find"]:
+                return Answer(200, {"docs": list(self._ended(database, request.body)), "bookmark": "nil"})
             case [system] if system.startswith("_"):
                 return Answer(404, {"error": "not_found", "reason": "missing"})
         return self._of_document(name, database, "/".join(rest), request)
 
     def _bulk_docs(self, name: str, database: Database, request: Request) -> Answer:
         documents = request.body["docs"]
+        for document in documents:
+            self._check_size(document)
         if request.body.get("new_edits", True):
             return Answer(201, [self._write(name, database, document, request) for document in documents])
-        reached = self._reached(name, request)
-        answers = [database.replicated(document, reached) for document in documents]
-        is_safe = len(reached) >= min(QUORUM, self._copies)
-        return Answer(201 if is_safe else 202, [answer for answer in answers if answer is not None])
+        answers = [database.replicated(document, self._reached(name, request)) for document in documents]
+        return Answer(201, [answer for answer in answers if answer is not None])
+
+    def _check_size(self, document: dict[str, Any]) -> None:
+        """A document that is too large, without its attachments, ends the request for all; source: chttpd_db."""
+        attachments = document.get(_ATTACHMENTS, {})
+        alone = {key: value for key, value in document.items() if key != _ATTACHMENTS}
+        if len(json.dumps(alone)) > self.largest_document_bytes:
+            raise Answer(413, {"error": "document_too_large", "reason": document["_id"]})
+        for name, attachment in attachments.items():
+            if len(attachment["data"]) * 3 // 4 > self.largest_attachment_bytes:
+                raise Answer(413, {"error": "attachment_too_large", "reason": name})
+
+    def _of_local(self, name: str, id_: str, request: Request) -> Answer:
+        """Documents that are neither replicated nor told of; here all copies have the same."""
+        known = self._locals.get((name, id_))
+        if request.method == "GET":
+            return Answer(404, {"error": "not_found", "reason": "missing"}) if known is None else Answer(200, known)
+        if known is not None and request.body.get("_rev") != known["_rev"]:
+            return Answer(409, {"error": "conflict", "reason": "Document update conflict."})
+        number = 1 if known is None else int(known["_rev"].partition("-")[2]) + 1
+        self._locals[name, id_] = request.body | {"_id": f"_local/{id_}", "_rev": f"0-{number}"}
+        return Answer(201, {"ok": True, "id": f"_local/{id_}", "rev": f"0-{number}"})
+
+    def _index(self, name: str, database: Database, request: Request) -> Answer:
+        id_ = f"{DESIGN}{request.body['ddoc']}"
+        is_new = visible(database.leaves(id_, self.up())) is None
+        if is_new:
+            self._write(name, database, {"_id": id_, "language": "query"}, request)
+        said = {"result": "created" if is_new else "exists", "id": id_, "name": request.body["name"]}
+        return Answer(200, said)
+
+    def _ended(self, database: Database, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What the one selector that ekiden uses finds, in one copy."""
+        bounds = wanted["selector"]["ends"]
+        copy = database.copies[self._reader()]
+        found = (
+            {"_id": id_, "_rev": leaf.rev}
+            for id_, leaf in living(copy)
+            if type(end := leaf.body.get("ends")) in {int, float} and bounds["$gt"] < end < bounds["$lt"]
+        )
+        return itertools.islice(found, wanted["limit"])
 
     def _revs_diff(self, database: Database, asked: dict[str, list[str]]) -> dict[str, Any]:
         missing: dict[str, Any] = {}
         for id_, revisions in asked.items():
-            leaves = database.leaves(id_, self._readers())
+            leaves = database.leaves(id_, self._replies()[:1])
             known = {rev for leaf in leaves for rev in (leaf.rev, *leaf.path)}
             if unknown := [rev for rev in revisions if rev not in known]:
                 missing[id_] = {"missing": unknown}
@@ -294,16 +472,42 @@ class CouchDBCluster:
     def _reader(self) -> int:
         return self.read_from if self.read_from not in self.down else self.up()[0]
 
-    def _readers(self) -> list[int]:
-        """Those that are asked for one document (r=2)."""
+    def _replies(self) -> list[int]:
+        """The copies in the order in which they answer a coordinator."""
         first = self._reader()
-        return [first, *[number for number in self.up() if number != first][:1]]
+        return [first, *[number for number in self.up() if number != first]]
+
+    def _leaves_of_one(self, database: Database, id_: str) -> list[Leaf]:
+        """What one document is read as (r=2): as the first copy has it that agrees with another on what is visible."""
+        enough = min(QUORUM, self._copies)
+        replies: list[list[Leaf]] = []
+        for number in self._replies():
+            replies.append(database.leaves(id_, [number]))
+            same = [each for each in replies if each[:1] == replies[-1][:1]]
+            if len(same) >= enough:
+                return same[0]
+        return database.leaves(id_, self.up())
+
+    def _open_leaves(self, database: Database, id_: str) -> list[Leaf]:
+        """All leaves that the copies hold together, until one adds nothing to those before (r=2)."""
+        enough = min(QUORUM, self._copies)
+        asked: list[int] = []
+        before: list[Leaf] | None = None
+        for number in self._replies():
+            asked.append(number)
+            found = database.leaves(id_, asked)
+            alone = database.leaves(id_, [number])
+            if len(asked) >= enough and found == before and len(alone) == len(found):
+                break
+            before = found
+        return database.leaves(id_, asked)
 
     def _rows(self, database: Database, request: Request) -> Iterator[dict[str, Any]]:
         query, body = request.query, request.body or {}
         copy = database.copies[self._reader()]
         with_documents = query.get("include_docs") == "true" or body.get("include_docs") is True
         conflicts = query.get("conflicts") == "true"
+        row_of = functools.partial(_row, with_document=with_documents, conflicts=conflicts, whole=_whole(query))
         if "keys" in body:
             for id_ in body["keys"]:
                 winner = copy.winner(id_)
@@ -313,7 +517,7 @@ class CouchDBCluster:
                     row = {"id": id_, "key": id_, "value": {"rev": winner.rev, "deleted": True}}
                     yield row | ({"doc": None} if with_documents else {})
                 else:
-                    yield _row(id_, copy.documents[id_], with_documents, conflicts)
+                    yield row_of(id_, copy.documents[id_])
             return
         first = json.loads(query.get("startkey", query.get("start_key", '""')))
         last = json.loads(query.get("endkey", query.get("end_key", '"\uffff"')))
@@ -323,10 +527,10 @@ class CouchDBCluster:
             ids.reverse()
         skipped = int(query.get("skip", "0"))
         for id_ in ids[skipped : skipped + int(query.get("limit", len(ids)))]:
-            yield _row(id_, copy.documents[id_], with_documents, conflicts)
+            yield row_of(id_, copy.documents[id_])
 
     def _bulk_get(self, database: Database, wanted: dict[str, str]) -> dict[str, Any]:
-        leaves = database.leaves(wanted["id"], self._readers())
+        leaves = self._open_leaves(database, wanted["id"])
         if "rev" in wanted:
             leaves = [leaf for leaf in leaves if leaf.rev == wanted["rev"]]
         found = [{"ok": _document(wanted["id"], leaf)} for leaf in leaves]
@@ -392,17 +596,18 @@ class CouchDBCluster:
         return Answer(202 if result.pop("accepted", False) else 201, result)
 
     def _read(self, database: Database, id_: str, query: Mapping[str, str]) -> Answer:
-        leaves = database.leaves(id_, self._readers())
         if query.get("open_revs") == "all":
+            leaves = self._open_leaves(database, id_)
             if not leaves:
                 return Answer(404, {"error": "not_found", "reason": "missing"})
             path = _revisions if query.get("revs") == "true" else lambda _leaf: {}
-            return Answer(200, [{"ok": _document(id_, leaf) | path(leaf)} for leaf in leaves])
+            return Answer(200, [{"ok": _document(id_, leaf, whole=_whole(query)) | path(leaf)} for leaf in leaves])
+        leaves = self._leaves_of_one(database, id_)
         if "rev" in query:
-            leaves = [leaf for leaf in leaves if leaf.rev == query["rev"]]
+            leaves = [leaf for leaf in self._open_leaves(database, id_) if leaf.rev == query["rev"]]
         if not leaves or (leaves[0].deleted and "rev" not in query):
             return Answer(404, {"error": "not_found", "reason": "deleted" if leaves else "missing"})
-        document = _document(id_, leaves[0])
+        document = _document(id_, leaves[0], whole=_whole(query))
         for key, wanted in (("conflicts", False), ("deleted_conflicts", True)):
             others = [leaf.rev for leaf in leaves[1:] if leaf.deleted is wanted]
             if query.get(key) == "true" and others:
@@ -430,8 +635,19 @@ def _require_database_admin(request: Request, database: Database) -> None:
         raise Answer(401, {"error": "unauthorized", "reason": "You are not a db or server admin."})
 
 
-def _document(id_: str, leaf: Leaf) -> dict[str, Any]:
-    return {"_id": id_, "_rev": leaf.rev} | leaf.body | ({"_deleted": True} if leaf.deleted else {})
+def _whole(query: Mapping[str, str]) -> bool:
+    return query.get("attachments") == "true"
+
+
+def _document(id_: str, leaf: Leaf, *, whole: bool = False) -> dict[str, Any]:
+    """``whole``: with the data of its attachments."""
+    document = {"_id": id_, "_rev": leaf.rev} | leaf.body | ({"_deleted": True} if leaf.deleted else {})
+    if _ATTACHMENTS in document and not whole:
+        stubs = {
+            name: {"content_type": each["content_type"], "stub": True} for name, each in document[_ATTACHMENTS].items()
+        }
+        document[_ATTACHMENTS] = stubs
+    return document
 
 
 def _revisions(leaf: Leaf) -> dict[str, Any]:
@@ -440,13 +656,13 @@ def _revisions(leaf: Leaf) -> dict[str, Any]:
     return {"_revisions": {"start": start, "ids": [rev.partition("-")[2] for rev in (leaf.rev, *leaf.path)]}}
 
 
-def _row(id_: str, leaves: Mapping[str, Leaf], with_document: bool, conflicts: bool) -> dict[str, Any]:
+def _row(id_: str, leaves: Mapping[str, Leaf], *, with_document: bool, conflicts: bool, whole: bool) -> dict[str, Any]:
     winner = visible(leaves.values())
     assert winner is not None
     row: dict[str, Any] = {"id": id_, "key": id_, "value": {"rev": winner.rev}}
     if with_document:
         others = [leaf.rev for leaf in leaves.values() if leaf is not winner and not leaf.deleted]
-        row["doc"] = _document(id_, winner) | ({"_conflicts": others} if conflicts and others else {})
+        row["doc"] = _document(id_, winner, whole=whole) | ({"_conflicts": others} if conflicts and others else {})
     return row
 
 

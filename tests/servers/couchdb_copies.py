@@ -116,7 +116,7 @@ class Database:
 
     def write(self, document: dict[str, Any], reaches: Collection[int]) -> dict[str, Any]:
         """What ``_bulk_docs`` answers for one document that arrives at these copies."""
-        body = {key: value for key, value in document.items() if not key.startswith("_")}
+        body = _content(document)
         id_, deleted = document["_id"], bool(document.get("_deleted"))
         revisions: list[str] = []
         refused = False
@@ -150,7 +150,7 @@ class Database:
     def replicated(self, document: dict[str, Any], reaches: Collection[int]) -> dict[str, Any] | None:
         """Store one document as replication does, under the revision that it has. The error, if there is one."""
         id_, rev = document["_id"], document["_rev"]
-        body = {key: value for key, value in document.items() if not key.startswith("_")}
+        body = _content(document)
         if any(self._refuses_new(self.copies[number]) for number in reaches):
             return {"id": id_, "rev": rev, "error": "forbidden", "reason": "sealed"}
         for number in reaches:
@@ -187,6 +187,12 @@ class Database:
                     for target in between:
                         if target != source:
                             self.copies[target].take_over(id_, leaf)
+
+    def tell(self, source: int, target: int) -> None:
+        """One copy tells another all that it holds."""
+        for id_, leaves in list(self.copies[source].documents.items()):
+            for leaf in list(leaves.values()):
+                self.copies[target].take_over(id_, leaf)
 
     def _refuses_new(self, copy: Copy) -> bool:
         return self.validation == ENFORCED and is_sealed(copy)
@@ -225,6 +231,11 @@ def living(copy: Copy) -> Iterator[tuple[str, Leaf]]:
         winner = copy.winner(id_)
         if winner is not None and not winner.deleted:
             yield id_, winner
+
+
+def _content(document: dict[str, Any]) -> dict[str, Any]:
+    """What a document says, with its attachments."""
+    return {key: value for key, value in document.items() if not key.startswith("_") or key == "_attachments"}
 
 
 def _path(document: dict[str, Any]) -> tuple[str, ...]:

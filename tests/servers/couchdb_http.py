@@ -1,11 +1,23 @@
-"""HTTP for the CouchDB cluster that ``couchdb_cluster`` plays: requests taken apart, answers and feeds written."""
+"""HTTP for the CouchDB cluster that ``couchdb_cluster`` plays: requests taken apart, answers and feeds written.
+
+What it does with connections is what CouchDB 3.5.0 was seen to do:
+
+    a POST or PUT that is refused before its     401, 403 or 404 with ``Connection: close``; then the connection is
+    body is read (no session, no such            closed with the body unread, which makes a reset of it: the answer to
+    database, no right)                          ``POST /missing/_bulk_docs`` of 1 MB was lost 5 times of 20
+    the first bytes of TLS on the plain port     no answer at all
+    the ``Date`` header                          renewed once a second by a timer whose phase is fixed when a node
+                                                 starts: 0.08 to 1.49 s old on arrival
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import socket
+import struct
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -13,6 +25,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.servers.processes import HOST
 
 ADMIN = "_admin"
+_TLS_HANDSHAKE = b"\x16"
+_READ_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -21,11 +35,12 @@ class Answer(Exception):
 
     status: int
     body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, taken apart. ``who``: the user's name and roles."""
+    """One request, taken apart. ``name`` and ``roles`` say who asks, ``node`` which node was asked."""
 
     method: str
     path: list[str]
@@ -33,6 +48,7 @@ class Request:
     body: Any
     name: str | None
     roles: frozenset[str]
+    node: int
 
 
 class Played(Protocol):
@@ -40,8 +56,16 @@ class Played(Protocol):
 
     users: Mapping[str, tuple[str, Collection[str]]]
 
-    def date(self) -> str:
-        """The Date of an answer."""
+    def date(self, node: int) -> str:
+        """The Date of an answer of this node."""
+        ...
+
+    def refused_unread(self, request: Request) -> Answer | None:
+        """What a request is answered before its body is read; None: read on."""
+        ...
+
+    def user_of(self, cookie: str) -> str | None:
+        """Whose session this is; None for one that has ended."""
         ...
 
     def answer(self, request: Request) -> Answer:
@@ -58,13 +82,35 @@ class Played(Protocol):
 
 
 class PlayedServer(ThreadingHTTPServer):
-    """Listens on a free port, and hands each request to what is played."""
+    """One node: listens on a port, a free one if none is given, and hands each request to what is played."""
 
     daemon_threads = True
+    allow_reuse_address = True
 
-    def __init__(self, cluster: Played) -> None:
-        super().__init__((HOST, 0), _Handler)
+    def __init__(self, cluster: Played, node: int, port: int = 0) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__((HOST, port), _Handler)
         self.cluster = cluster
+        self.node = node
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Note the connection, so that all can be cut."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget the connection."""
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def cut_all(self) -> None:
+        """End every connection, as a process that is killed does."""
+        for connection in list(self.connections):
+            try:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # it has ended by itself
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -74,19 +120,41 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16  # one packet for an answer
     server: PlayedServer
 
+    def handle_one_request(self) -> None:
+        """Answer one request; say nothing to who begins with TLS."""
+        if self.connection.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
+            while self.connection.recv(_READ_BYTES):
+                continue
+            self.close_connection = True
+            return
+        super().handle_one_request()
+
+    def handle(self) -> None:
+        """Answer all requests of a connection, until one of both sides ends it."""
+        try:
+            super().handle()
+        except OSError:  # it was cut
+            return
+
     def handle_any(self) -> None:
         """Answer one request."""
         length = int(self.headers.get("Content-Length") or 0)
-        content = self.rfile.read(length) if length else b""
         parts = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
         path = [unquote(part) for part in parts.path.strip("/").split("/")]
         cluster = self.server.cluster
         who = self._who(cluster)
         if who is None:
-            self._write(Answer(401, {"error": "unauthorized", "reason": "Name or password is incorrect."}))
+            wrong = Answer(401, {"error": "unauthorized", "reason": "Name or password is incorrect."})
+            self._write(wrong, closes=length > 0)
             return
-        request = Request(self.command, path, query, json.loads(content) if content else None, *who)
+        request = Request(self.command, path, query, None, *who, self.server.node)
+        if length and (refusal := cluster.refused_unread(request)):
+            self._write(refusal, closes=True)
+            return
+        content = self.rfile.read(length) if length else b""
+        if content:
+            request = Request(self.command, path, query, json.loads(content), *who, self.server.node)
         answer = cluster.answer(request)
         if path[-1] == "_changes" and query.get("feed") in {"continuous", "longpoll"} and answer.status == 200:
             self._feed(cluster, request)
@@ -97,27 +165,38 @@ class _Handler(BaseHTTPRequestHandler):
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         """The Date of the played servers."""
-        return self.server.cluster.date()
+        return self.server.cluster.date(self.server.node)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Write nothing."""
 
     def _who(self, cluster: Played) -> tuple[str | None, frozenset[str]] | None:
-        """Name and roles; None for a wrong password. Where there are no users, everybody is an administrator."""
+        """Name and roles; None for a wrong password. Where there are no users, everybody is an administrator.
+
+        A session that has ended is nobody's: who comes with its cookie is not refused, but unknown.
+        """
         if not cluster.users:
             return None, frozenset({ADMIN})
         kind, _, text = self.headers.get("Authorization", "").partition(" ")
-        if kind != "Basic":
-            return None, frozenset()
-        name, _, password = base64.b64decode(text).decode().partition(":")
-        known = cluster.users.get(name)
-        return (name, frozenset(known[1])) if known is not None and known[0] == password else None
+        if kind == "Basic":
+            name, _, password = base64.b64decode(text).decode().partition(":")
+            known = cluster.users.get(name)
+            return (name, frozenset(known[1])) if known is not None and known[0] == password else None
+        cookie = self.headers.get("Cookie", "").partition("AuthSession=")[2]
+        user = cluster.user_of(cookie) if cookie else None
+        return (None, frozenset()) if user is None else (user, frozenset(cluster.users[user][1]))
 
-    def _write(self, answer: Answer) -> None:
+    def _write(self, answer: Answer, *, closes: bool = False) -> None:
+        """``closes``: with the body unread, so that the kernel makes a reset of it."""
         content = json.dumps(answer.body).encode() + b"\n"
         self.send_response(answer.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        if closes:
+            self.send_header("Connection", "close")
+            self.close_connection = True
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

@@ -25,9 +25,12 @@ from ekiden_couchdb.clock import ServerClock
 from ekiden_couchdb.connection import Connection, Received
 from ekiden_couchdb.connections import Connections, Unreachable
 from ekiden_couchdb.errors import (
+    BROKEN,
+    LATE,
     TROUBLE,
     Errors,
     NotJSON,
+    has_not_heard_of_database,
     is_not_permitted,
     refusal_from,
     refusal_in,
@@ -39,6 +42,12 @@ _encode = msgspec.json.Encoder().encode
 
 _FEED_SILENCE_SECONDS = 60.0
 _SAFE_IN_PATHS = "/$(),:!~"
+_LARGE_BYTES = 16 * 1024
+_BELIEVED_SECONDS = 1.0
+"""Before so much is sent in a session that was not used for so long, it is asked whether that has ended."""
+
+_NOT_READ = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+_UNHEARD_OF_PAUSE_SECONDS = 0.1
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -72,6 +81,13 @@ class BulkAnswer(msgspec.Struct, frozen=True, gc=False):
     reason: str = ""
 
 
+class _Session(msgspec.Struct, frozen=True):
+    """A session with one server: its cookie, and when (monotonic) the server took it last."""
+
+    cookie: str
+    good_at: float
+
+
 class Client:
     """What one URL leads to, for any number of threads.
 
@@ -80,10 +96,17 @@ class Client:
     first call.
     """
 
-    def __init__(self, url: BrokerURL, *, unavailable: type[EkidenError], refused: type[EkidenError]) -> None:
+    def __init__(
+        self,
+        url: BrokerURL,
+        *,
+        unavailable: type[EkidenError],
+        refused: type[EkidenError],
+        too_large: type[EkidenError] | None = None,
+    ) -> None:
         self.options = options_in(url)
         self.place: Place = place_in(url)
-        self.errors = Errors(unavailable, refused, username=self.place.username)
+        self.errors = Errors(unavailable, refused, too_large or refused, username=self.place.username)
         self.clock = ServerClock()
         self._is_cluster: bool | None = None
         self._own = f"{self.options.prefix}-"
@@ -138,9 +161,14 @@ class Client:
         deadline = self.deadline() if deadline is None else deadline
         content = None if body is None else _encode(body)
         harmless = harmless or method in {"GET", "HEAD"}
-        received, host = self._exchange(method, _target(path, query), content, harmless=harmless, deadline=deadline)
-        if not 200 <= received.status < 300 and received.status not in accept:
-            raise self.error(refusal_from(received.status, received.body), host)
+        target = _target(path, query)
+        while True:
+            received, host = self._exchange(method, target, content, harmless=harmless, deadline=deadline)
+            if 200 <= received.status < 300 or received.status in accept:
+                break
+            error = self.error(refusal_from(received.status, received.body), host)
+            if not (harmless and self._may_try_again(error, deadline)):
+                raise error
         name = path[1:].partition("/")[0]
         if name.startswith(self._own) and 200 <= received.status < 300:
             self._a_database = name
@@ -155,12 +183,17 @@ class Client:
         """
         if not documents:
             return []
-        answer = self.ask("POST", f"/{database}/_bulk_docs", {"docs": documents}, deadline=deadline)
-        if not isinstance(answer.body, list):
-            raise self.errors.refused(f"{self.place}: it answered a _bulk_docs with something else than a list.")
-        by_id = {str(each.get("id", "")): _bulk_answer(each) for each in answer.body}
-        missing = BulkAnswer("", BulkOutcome.ERROR, reason="the server did not say what became of it")
-        return [by_id.get(document["_id"], missing) for document in documents]
+        deadline = self.deadline() if deadline is None else deadline
+        is_repeated = False
+        while True:
+            try:
+                answers = self._bulk(database, documents, deadline)
+            except EkidenError as error:
+                if not self._may_try_again(error, deadline):
+                    raise
+                is_repeated = True
+            else:
+                return self._with_own_writes(database, documents, answers, deadline) if is_repeated else answers
 
     @contextmanager
     def stream(
@@ -213,6 +246,11 @@ class Client:
         self._ask_the_time()
         return self.clock.latest()
 
+    def nearest_server_time(self, ours: float) -> float:
+        """What the server's clock may show now that is nearest to ``ours``."""
+        self._ask_the_time()
+        return self.clock.nearest(ours)
+
     @property
     def clock_error(self) -> float:
         """How many seconds ``server_time`` may be behind."""
@@ -225,8 +263,9 @@ class Client:
         return self.errors.of(trouble, where, self.options.timeout)
 
     def failed(self, trouble: Exception, host: Host) -> EkidenError:
-        """The same, for a connection that broke: another server is tried first the next time."""
-        self._connections.turn_from(host)
+        """The same, for a connection that broke: a server that was silent is not asked again before it answers."""
+        if isinstance(trouble, LATE):
+            self._connections.turn_from(host)
         return self.error(trouble, host)
 
     def close(self) -> None:
@@ -242,7 +281,7 @@ class Client:
 
     def _begin(self) -> None:
         self._calls = threading.local()
-        self._cookies: dict[Host, str] = {}
+        self._sessions: dict[Host, _Session] = {}
         self._ensured: set[str] = set()
 
     def _connect(self, deadline: float) -> Connection:
@@ -258,19 +297,77 @@ class Client:
         was_idle = connection is not None
         if connection is None:
             connection = self._connect(deadline)
+        asked_at = time.monotonic()
         try:
             received = self._authenticated(connection, method, target, content, deadline)
         except (*TROUBLE, NotJSON) as error:
             connection.close()
             if was_idle and harmless and not isinstance(error, (NotJSON, TimeoutError)):
                 return self._exchange(method, target, content, harmless=harmless, deadline=deadline)
-            self._connections.turn_from(connection.host)
+            if not isinstance(error, LATE):
+                is_away = not was_idle
+            else:
+                is_away = time.monotonic() - asked_at >= self.options.timeout / 2
+            if is_away:
+                self._connections.turn_from(connection.host)
+            if content is not None and isinstance(error, BROKEN):
+                self._raise_what_was_not_read(target, deadline)
             raise self.error(error, connection.host) from error
         except BaseException:
             connection.close()  # the answer would be taken for the next one's
             raise
         self._connections.give_back(connection)
         return received, connection.host
+
+    def _bulk(self, database: str, documents: Sequence[Mapping[str, Any]], deadline: float) -> list[BulkAnswer]:
+        answer = self.ask("POST", f"/{database}/_bulk_docs", {"docs": documents}, deadline=deadline)
+        if not isinstance(answer.body, list) or not all(isinstance(each, dict) for each in answer.body):
+            raise self.errors.refused(f"{self.place}: it answered a _bulk_docs with something else than a list.")
+        by_id = {str(each.get("id", "")): _bulk_answer(each) for each in answer.body}
+        missing = BulkAnswer("", BulkOutcome.ERROR, reason="the server did not say what became of it")
+        return [by_id.get(document["_id"], missing) for document in documents]
+
+    def _raise_what_was_not_read(self, target: str, deadline: float) -> None:
+        """Say why a connection broke, if it is that the server would not read what was sent.
+
+        A server that lacks the database, or a right of ours, answers without reading the body and closes the
+        connection; of a large body the kernel then makes a reset, by which the answer may be lost.
+        """
+        name = target[1:].partition("/")[0].partition("?")[0]
+        if not name or name.startswith("_"):
+            return
+        try:
+            received, host = self._exchange("GET", f"/{name}", None, harmless=True, deadline=deadline)
+        except EkidenError:
+            return  # what is to be said is that the connection broke
+        if received.status in _NOT_READ:
+            raise self.error(refusal_from(received.status, received.body), host)
+
+    def _may_try_again(self, error: EkidenError, deadline: float) -> bool:
+        """Whether it is a database that a node has not heard of; after a pause, when there is time for one."""
+        if not has_not_heard_of_database(error) or time.monotonic() + _UNHEARD_OF_PAUSE_SECONDS >= deadline:
+            return False
+        time.sleep(_UNHEARD_OF_PAUSE_SECONDS)
+        return True
+
+    def _with_own_writes(
+        self, database: str, documents: Sequence[Mapping[str, Any]], answers: list[BulkAnswer], deadline: float
+    ) -> list[BulkAnswer]:
+        """``answers`` to a request that was repeated: what is there exactly as we write it was written by us before."""
+        doubtful = {
+            answer.id: number for number, answer in enumerate(answers) if answer.outcome is BulkOutcome.CONFLICT
+        }
+        if not doubtful:
+            return answers
+        query = {"include_docs": "true", "attachments": "true"}
+        keys = {"keys": list(doubtful)}
+        path = f"/{database}/_all_docs"
+        found = self.ask("POST", path, keys, query=query, harmless=True, deadline=deadline).body["rows"]
+        for document in [row["doc"] for row in found if row.get("doc")]:
+            number = doubtful[document["_id"]]
+            if _content(document) == _content(documents[number]):
+                answers[number] = BulkAnswer(document["_id"], BulkOutcome.OK, rev=document["_rev"])
+        return answers
 
     def _authenticated(
         self, connection: Connection, method: str, target: str, content: bytes | None, deadline: float
@@ -279,15 +376,29 @@ class Client:
         if self.options.auth == "basic" or self.place.username is None:
             return self._timed(connection, method, target, content, self._headers, deadline)
         host = connection.host
-        had_one = host in self._cookies
-        if not had_one:
+        session = self._sessions.get(host)
+        if session is not None and content is not None and len(content) >= _LARGE_BYTES:
+            session = self._lasting(session, connection, deadline)
+        if session is None:
             self._begin_session(connection, deadline)
         received = self._timed(connection, method, target, content, self._headers_of(host), deadline)
-        if received.status == HTTPStatus.UNAUTHORIZED and had_one:
+        if received.status == HTTPStatus.UNAUTHORIZED and session is not None:
+            # The server has not read the body and closes the connection, whether it says so or not.
+            connection.close()
             self._begin_session(connection, deadline)
             received = self._timed(connection, method, target, content, self._headers_of(host), deadline)
-        self._note_cookie(host, received)
+        if received.status != HTTPStatus.UNAUTHORIZED:
+            self._note_session(host, received)
         return received
+
+    def _lasting(self, session: _Session, connection: Connection, deadline: float) -> _Session | None:
+        """``session``, if it has not ended: what is large is not sent to be refused unread."""
+        if time.monotonic() < session.good_at + _BELIEVED_SECONDS:
+            return session
+        headers = self._headers_of(connection.host)
+        said = self._timed(connection, "GET", "/_session", None, headers, deadline).body
+        who = said.get("userCtx") if isinstance(said, dict) else None
+        return session if isinstance(who, dict) and who.get("name") is not None else None
 
     def _timed(  # noqa: PLR0917
         self,
@@ -306,19 +417,25 @@ class Client:
         return received
 
     def _begin_session(self, connection: Connection, deadline: float) -> None:
+        self._sessions.pop(connection.host, None)
         who = {"name": self.place.username, "password": self.place.password or ""}
         received = self._timed(connection, "POST", "/_session", _encode(who), self._headers, deadline)
         if received.status != HTTPStatus.OK:
             raise self.error(refusal_from(received.status, received.body), connection.host)
-        self._note_cookie(connection.host, received)
+        self._note_session(connection.host, received)
 
-    def _note_cookie(self, host: Host, received: Received) -> None:
+    def _note_session(self, host: Host, received: Received) -> None:
+        """The session was good a moment ago, and may have a new cookie."""
         cookie = received.headers.get("set-cookie", "").partition(";")[0]
+        known = self._sessions.get(host)
         if cookie.startswith("AuthSession="):
-            self._cookies[host] = cookie
+            self._sessions[host] = _Session(cookie, time.monotonic())
+        elif known is not None:
+            self._sessions[host] = _Session(known.cookie, time.monotonic())
 
     def _headers_of(self, host: Host) -> Mapping[str, str]:
-        return {**self._headers, "Cookie": self._cookies.get(host, "")}
+        session = self._sessions.get(host)
+        return self._headers if session is None else {**self._headers, "Cookie": session.cookie}
 
     def _stream_lines(self, connection: Connection, target: str, silence: float) -> Iterator[bytes]:
         deadline = self.deadline()
@@ -396,6 +513,13 @@ def _target(path: str, query: Mapping[str, str] | None) -> str:
     """``path`` and ``query`` as they stand in a request. A plus sign in a path would be taken for a space."""
     target = quote(path, safe=_SAFE_IN_PATHS)
     return f"{target}?{urlencode(query)}" if query else target
+
+
+def _content(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a document says, whatever its revision."""
+    content = {name: value for name, value in document.items() if not name.startswith("_")}
+    attachments = document.get("_attachments", {})
+    return content | {f"_{name}": attachment.get("data") for name, attachment in attachments.items()}
 
 
 def _bulk_answer(said: Mapping[str, Any]) -> BulkAnswer:

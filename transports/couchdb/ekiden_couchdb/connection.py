@@ -19,7 +19,7 @@ from ekiden.urls import Host
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
 
-from ekiden_couchdb.errors import NotJSON, Overdue
+from ekiden_couchdb.errors import TROUBLE, NotJSON, NoTLS, Overdue, SilentHandshake
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # Python 3.12
@@ -32,6 +32,11 @@ IDLE_SECONDS = 60.0
 _CLOSING_EARLY_SECONDS = 1.0
 """Where the server says how long it keeps an idle connection: so much earlier we do not use it any more."""
 _READ_BYTES = 65536
+_HANDSHAKE_SECONDS = 3.0
+"""A server that has not answered the beginning of TLS by then is asked whether it speaks plain HTTP."""
+_PLAIN_SECONDS = 1.0
+_REFUSED_UNREAD = frozenset({401, 403, 404, 413})
+"""With these a server may close the connection before it has read a request's body."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -109,15 +114,31 @@ class Connection:
 
     def connect(self, deadline: float) -> None:
         """Connect until ``deadline``, and begin TLS where that is wanted. Raises what is in ``TROUBLE``."""
-        self._http.timeout = _left(deadline)
-        self._http.connect()
+        if not isinstance(self._http, HTTPSConnection):
+            self._connect(deadline)
+            return
+        try:
+            self._connect(time.monotonic() + min(_HANDSHAKE_SECONDS, _left(deadline) / 2))
+        except TimeoutError as error:
+            self._http.close()
+            # CouchDB never answers TLS on its plain port, so waiting longer would tell nothing.
+            if isinstance(error, SilentHandshake) and self._speaks_plainly(time.monotonic() + _PLAIN_SECONDS, deadline):
+                raise NoTLS from None
+            self._connect(deadline)
 
     def exchange(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], deadline: float
     ) -> Received:
         """Send one request and read its answer. Raises what is in ``TROUBLE``, or NotJSON."""
         response = self._send(method, target, body, headers, deadline)
-        content = response.read(decode_content=True)
+        try:
+            content = response.read(decode_content=True)
+        except TROUBLE as error:
+            if body is None or response.status not in _REFUSED_UNREAD or isinstance(error, Overdue):
+                raise
+            self._http.close()
+            said = {"error": response.reason or "refused", "reason": "the rest of the answer was lost"}
+            return Received(response.status, response.headers, said)
         lasts = _seconds_kept(response.headers.get("keep-alive", ""))
         self.usable_until = time.monotonic() + lasts
         return Received(response.status, response.headers, _decoded(response, content))
@@ -153,22 +174,49 @@ class Connection:
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], deadline: float
     ) -> HTTPResponse:
         http = self._http
+        if http.sock is None:  # the server has said with its last answer that it closes it
+            self.connect(deadline)
         http.timeout = _left(deadline)
-        self._set_deadline(deadline)
-        http.request(method, target, body=body, headers=headers, preload_content=False)
+        _set_deadline(self._http, deadline)
+        try:
+            http.request(method, target, body=body, headers=headers, preload_content=False)
+        except ConnectionError:
+            # A server that refuses a request without reading its body answers first and closes then.
+            with contextlib.suppress(*TROUBLE):
+                return http.getresponse()
+            raise
         return http.getresponse()
 
-    def _set_deadline(self, deadline: float) -> None:
-        assert isinstance(self._http.sock, (_PlainSocket, _TLSSocket))
-        self._http.sock.deadline = deadline
+    def _connect(self, deadline: float) -> None:
+        self._http.timeout = _left(deadline)
+        try:
+            self._http.connect()
+        except TimeoutError as error:
+            if self._http.sock is None:
+                raise  # no connection, of whatever kind
+            raise SilentHandshake from error
+
+    def _speaks_plainly(self, *deadlines: float) -> bool:
+        """Whether what listens there answers HTTP without TLS. Nothing of ours is shown to it."""
+        plain = _HTTP(self._http.host, self._http.port)
+        try:
+            plain.timeout = _left(min(deadlines))
+            plain.connect()
+            _set_deadline(plain, min(deadlines))
+            plain.request("GET", "/", preload_content=False)
+            return plain.getresponse().status > 0
+        except TROUBLE:
+            return False
+        finally:
+            plain.close()
 
     def _lines(self, response: HTTPResponse, silence: float) -> Iterator[bytes]:
         rest = b""
-        self._set_deadline(time.monotonic() + silence)
+        _set_deadline(self._http, time.monotonic() + silence)
         for piece in response.stream(_READ_BYTES):
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
-            self._set_deadline(time.monotonic() + silence)
+            _set_deadline(self._http, time.monotonic() + silence)
 
 
 def deadline_context(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -190,6 +238,12 @@ def _opened(http: HTTPConnection) -> socket.socket:
         opened.setsockopt(*option)
     opened.settimeout(http.timeout)
     return opened
+
+
+def _set_deadline(http: HTTPConnection, deadline: float) -> None:
+    opened = http.sock
+    assert isinstance(opened, (_PlainSocket, _TLSSocket)), "a connection that was made here knows its deadline"
+    opened.deadline = deadline
 
 
 def _decoded(response: HTTPResponse, content: bytes) -> Any:

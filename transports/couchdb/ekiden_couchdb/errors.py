@@ -18,6 +18,12 @@ from ekiden.errors import BackendError, EkidenError, TransportCrashed, Transport
 TROUBLE = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 """What a connection raises. ``Errors`` explains it."""
 
+LATE = (TimeoutError, urllib3.exceptions.TimeoutError)
+"""Those of them that say that time was over; of urllib3's, also one that says that nobody listens."""
+
+BROKEN = (ConnectionError, http.client.HTTPException, urllib3.exceptions.ProtocolError)
+"""Those that say that a connection ended too early."""
+
 _NOT_PERMITTED = (
     "not a server admin",
     "not a db or server admin",
@@ -26,6 +32,8 @@ _NOT_PERMITTED = (
     "forbidden",
 )
 _LOCKED_OUT = "temporarily locked"
+_NOT_HEARD_OF = "function_clause"
+_TOO_LARGE = frozenset({HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_URI_TOO_LONG})
 
 
 class Refusal(Exception):
@@ -42,6 +50,14 @@ class Overdue(TimeoutError):
     """The deadline of a call has passed."""
 
 
+class SilentHandshake(TimeoutError):
+    """A server took the connection and did not answer the beginning of TLS."""
+
+
+class NoTLS(OSError):
+    """A server that was spoken to with TLS speaks plain HTTP."""
+
+
 class NotJSON(Exception):
     """A server answered with something that is not JSON. ``status``: with which status, ``kind``: with what."""
 
@@ -52,11 +68,22 @@ class NotJSON(Exception):
 
 
 class Errors:
-    """Says what went wrong with ``unavailable`` (it may work when tried again) or ``refused`` (it will not)."""
+    """Says what went wrong with ``unavailable`` (it may work when tried again) or ``refused`` (it will not).
 
-    def __init__(self, unavailable: type[EkidenError], refused: type[EkidenError], *, username: str | None) -> None:
+    ``too_large``, a kind of ``refused``, is for what no change at the server is expected to make it take.
+    """
+
+    def __init__(
+        self,
+        unavailable: type[EkidenError],
+        refused: type[EkidenError],
+        too_large: type[EkidenError],
+        *,
+        username: str | None,
+    ) -> None:
         self.unavailable = unavailable
         self.refused = refused
+        self.too_large = too_large
         self._user = "nobody" if username is None else f"user {username!r}"
         self._is_anonymous = username is None
 
@@ -86,7 +113,16 @@ class Errors:
             cause = trouble.__cause__
             reason = (cause.strerror if isinstance(cause, OSError) else None) or cause or trouble
             return self.unavailable(f"{where} cannot be reached: {reason}.")
-        if isinstance(trouble, (TimeoutError, urllib3.exceptions.TimeoutError)):
+        if isinstance(trouble, NoTLS):
+            return self.refused(
+                f"{where} speaks HTTP without TLS: couchdbs:// is for servers with TLS, couchdb:// for those without."
+            )
+        if isinstance(trouble, SilentHandshake):
+            return self.unavailable(
+                f"{where} took the connection and did not answer TLS within {seconds:g} s: couchdbs:// is for servers "
+                "with TLS, couchdb:// for those without."
+            )
+        if isinstance(trouble, LATE):
             return self.unavailable(f"{where} did not answer within {seconds:g} s.")
         if isinstance(trouble, ssl.SSLCertVerificationError):
             return self.refused(f"{where}: its certificate is not accepted: {trouble.verify_message.rstrip('.')}.")
@@ -131,14 +167,16 @@ class Errors:
 
     def _of_refusal(self, refusal: Refusal, where: object) -> EkidenError:
         said = f"{refusal.error}: {refusal.reason}"
-        if not refusal.error and refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        if not refusal.error and refusal.status not in _TOO_LARGE:
             return self._of_something_else(NotJSON(refusal.status, "JSON that CouchDB does not write"), where)
         match refusal.status:
             case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-                return self.refused(
-                    f"{where} does not take so large a document or request; see its settings max_document_size and "
-                    f"max_http_request_size ({said})."
+                return self.too_large(
+                    f"{where} does not take so large a document or request; see its settings max_document_size, "
+                    f"max_attachment_size and max_http_request_size ({said})."
                 )
+            case HTTPStatus.REQUEST_URI_TOO_LONG:
+                return self.too_large(f"{where} does not take so long an id or name.")
             case HTTPStatus.FORBIDDEN if _LOCKED_OUT in refusal.reason:
                 return self.unavailable(f"{where} has locked {self._user} out for a while, after wrong passwords.")
             case status if is_not_permitted(refusal) and (status >= HTTPStatus.FORBIDDEN or not self._is_anonymous):
@@ -181,6 +219,19 @@ def refusal_from(status: int, body: Any) -> Refusal:
     """What an answer with a status of trouble says."""
     said = body if isinstance(body, dict) else {}
     return Refusal(status, str(said.get("error", "")), str(said.get("reason", "")))
+
+
+def has_not_heard_of_database(error: BaseException) -> bool:
+    """Whether a node could not do it because another one has not heard yet of a database that was just made.
+
+    CouchDB 3.5 answers the first writes so now and then (``fabric_doc_update`` knows no such reply of a node).
+    """
+    refusal = refusal_in(error)
+    return (
+        refusal is not None
+        and refusal.status == HTTPStatus.INTERNAL_SERVER_ERROR
+        and _NOT_HEARD_OF in f"{refusal.error} {refusal.reason}"
+    )
 
 
 def is_not_permitted(refusal: Refusal) -> bool:

@@ -60,7 +60,7 @@ class Store:
 
     def now(self) -> float:
         """The server's time, in seconds since the epoch: ours, unless the server's answers contradict it."""
-        return min(max(time.time(), self._client.server_time()), self._client.latest_server_time())
+        return self._client.nearest_server_time(time.time())
 
     def deadline(self) -> float:
         """When a call that begins now must have ended, on the monotonic clock."""

@@ -12,6 +12,7 @@ from ekiden.urls import BrokerURL
 from ekiden_couchdb import browsing
 from ekiden_couchdb.claiming import LOOK_AGAIN_SECONDS
 from ekiden_couchdb.client import Client
+from ekiden_couchdb.clock import RENEWED_SECONDS, TICK_SECONDS
 from ekiden_couchdb.consumer import CouchDBConsumer, Shared
 from ekiden_couchdb.events import broadcast
 from ekiden_couchdb.generations import Generations
@@ -22,8 +23,8 @@ from ekiden_couchdb.replies import ReplyQueues
 from ekiden_couchdb.signals import Signals
 from ekiden_couchdb.warnings import warnings_about
 
-_CLOCK_SECONDS = 1.0
-"""The server tells whole seconds: who gives a lease may take it to be one later, and who ends it one earlier."""
+_CLOCK_SECONDS = TICK_SECONDS + RENEWED_SECONDS
+"""So uncertain is the server's time: a lease may be given for so much longer, and be ended so much later."""
 
 
 class CouchDBTransport(Transport):
