@@ -35,7 +35,7 @@ from ekiden_couchdb.documents import (
 )
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Held, Holdings
-from ekiden_couchdb.reading import Row, read_documents, read_rows
+from ekiden_couchdb.reading import Row, read_documents, read_leaves, read_rows, visible
 
 logger = safe_logger(__name__)
 
@@ -342,17 +342,19 @@ class Claimer:
             if row.document is None or not row.document["token"]:
                 living.append(row)
                 continue
-            query = {"conflicts": "true", "deleted_conflicts": "true"}
-            document = self._client.ask("GET", f"/{database}/{row.id}", query=query, accept={404}).body
-            if document.get("_rev") != row.rev:
-                continue  # it is somebody else's by now
-            if document.get("_deleted_conflicts"):
+            leaves = read_leaves(self._client, database, row.id)
+            revs = [str(leaf["_rev"]) for leaf in leaves if not leaf.get("_deleted")]
+            if len(revs) < len(leaves):
                 logger.info("%s: %s was settled; what another node still shows of it is deleted", database, row.id)
-                for rev in [row.rev, *document.get("_conflicts", ())]:
-                    self._client.bulk(database, [{"_id": row.id, "_rev": rev, "_deleted": True}])
-            else:
+                self._delete(database, row.id, revs)
+            elif visible(row.id, leaves).rev == row.rev:
                 living.append(row)
+            # else it is somebody else's by now
         return living
+
+    def _delete(self, database: str, document_id: str, revs: Iterable[str]) -> None:
+        for rev in revs:  # one request would take only one revision of a document
+            self._client.bulk(database, [{"_id": document_id, "_rev": rev, "_deleted": True}])
 
 
 def _bounded(rows: Sequence[Row]) -> Sequence[Row]:

@@ -1,13 +1,13 @@
 """The server's clock, as far as the ``Date`` of its answers tells it.
 
 A Date has whole seconds. What was answered between two moments of ours with the date D was answered at D or less than
-a second later, by the clock that the Date shows; so each answer says two things: that clock is at least so far, and less
-than so far, ahead of our monotonic one. The next answers make the interval narrower. It is widened as time passes,
+a second later, by the clock that the Date shows; so each answer says two things: that clock is at least so far, and
+less than so far, ahead of our monotonic one. The next answers make the interval narrower. It is widened as time passes,
 because no two clocks run alike; an answer that contradicts it (the server's clock was set) begins a new one.
 
 The Date is not the server's clock, though. CouchDB renews it once a second by a timer, at a phase that is chosen by
-chance when a node starts: dates of 0.08 to 1.49 s were measured on arrival. No date tells the phase, so the server's clock
-is anywhere between the one that the Date shows and a second later.
+chance when a node starts: on arrival, dates were 0.08 to 1.49 s old. No date tells the phase, so the server's clock is
+anywhere between the one that the Date shows and a second later.
 
 Every clock of ours that must not run ahead uses the lower end (is it due? has the lease ended?); what must not fall
 behind uses the upper end (until when is this leased?). So no error of the measurement ends a lease early.

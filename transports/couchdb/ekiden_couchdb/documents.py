@@ -35,6 +35,8 @@ Document = dict[str, Any]
 
 _LONGEST_NAME = 200
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
+MESSAGE_ID = re.compile(r"[A-Za-z0-9.=-]+:(?:r:\d:\d{16}|d:\d{15}:\d):[A-Za-z0-9.=-]+")
+"""How the documents of messages are called."""
 _LATEST_DUE = 10**15 - 1
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -103,6 +105,12 @@ def note_of(document_id: str) -> str:
     """The same, by the message's document."""
     queue, *_, message_id = document_id.split(":")
     return f"~{queue}:{message_id}"
+
+
+def place_in(note: Document) -> str:
+    """Where a note says that its message is; "" for what is no note of ours."""
+    place = note.get("at")
+    return place if isinstance(place, str) and MESSAGE_ID.fullmatch(place) else ""
 
 
 def slot_id(owner: str) -> str:

@@ -7,17 +7,21 @@
 Each step may be repeated by whoever finds it half done. The copy has a revision that follows from the document's, and
 is stored as replication stores: where that revision has been before, nothing changes, even if the copy has been settled
 and deleted since. So no message is twice where it went, however long one who moves is stopped between two steps.
+
+What is stored so is answered alike however few copies of a cluster take it. So the original goes only when a quorum has
+taken a further revision of the copy.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from hashlib import blake2b
-from http import HTTPStatus
 from typing import Any
 
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.documents import Document, Rows, after, is_message, note_of
-from ekiden_couchdb.reading import Row, read_documents, read_rows
+from ekiden_couchdb.reading import Row, read_documents, read_leaves, read_rows, read_surely, visible
 
 AT_ONCE = 100
 MESSAGES = Rows("", "~")
@@ -67,14 +71,13 @@ class Mover:
 
     def _is_settled(self, document: Document) -> bool:
         """Whether a node of the cluster knows that it was settled; then what is left of it is deleted."""
-        query = {"conflicts": "true", "deleted_conflicts": "true"}
-        path = f"/{self._database}/{document['_id']}"
-        found = self._client.ask("GET", path, query=query, accept={HTTPStatus.NOT_FOUND}).body
-        if found.get("_rev") != document["_rev"]:
+        leaves = read_leaves(self._client, self._database, document["_id"])
+        living = [str(leaf["_rev"]) for leaf in leaves if not leaf.get("_deleted")]
+        if len(living) == len(leaves) and visible(document["_id"], leaves).rev != document["_rev"]:
             return True  # it is not as we have read it; the next look tells
-        if not found.get("_deleted_conflicts"):
+        if len(living) == len(leaves):
             return False
-        for rev in (document["_rev"], *found.get("_conflicts", ())):
+        for rev in living:
             self._client.bulk(self._database, [_deletion(document["_id"], rev)])
         return True
 
@@ -97,12 +100,20 @@ class Mover:
             return set()
         copies = [_copy(each, notes.get(each["_id"], "")) for each in documents]
         body = {"docs": copies, "new_edits": False}
-        answer = self._client.ask("POST", f"/{place}/_bulk_docs", body, harmless=True)
-        if answer.status != HTTPStatus.CREATED:
-            return set()  # too few nodes have it to rely on
-        wanted = {each["_id"]: [each["_rev"]] for each in copies}
+        self._client.ask("POST", f"/{place}/_bulk_docs", body, harmless=True)
+        wanted = {str(each["_id"]): [each["_rev"]] for each in copies}
         missing: dict[str, Any] = self._client.ask("POST", f"/{place}/_revs_diff", wanted, harmless=True).body
-        return wanted.keys() - missing.keys()
+        there = wanted.keys() - missing.keys()
+        return self._surely_stored(there, place) if self._client.is_cluster() else there
+
+    def _surely_stored(self, ids: Collection[str], place: str) -> set[str]:
+        """Those copies that a quorum has, or that were received and settled there; the others are looked at again."""
+        found = read_surely(self._client, place, list(ids))
+        living = [each for each in found.values() if each.document is not None]
+        settled = {each.id for each in found.values() if each.document is None and each.rev}
+        touched = [{**(each.document or {}), "_rev": each.rev, "moved": os.urandom(8).hex()} for each in living]
+        answers = self._client.bulk(place, touched)
+        return settled | {answer.id for answer in answers if answer.outcome is BulkOutcome.OK}
 
     def _notes(self, documents: list[Document], place: str) -> dict[str, str] | None:
         """The revisions of the notes there, by which the messages' ids are known; None where no such database is."""

@@ -4,12 +4,18 @@ The note of an id is written once: who finds it there looks whether the message 
 then is it a duplicate. Else the message goes where the note says, so that two who do this at the same time meet in one
 document; and where there was one before, to a place that the note is changed to first, so that nobody takes the new
 message for the settled one. A publisher that dies in between leaves a note without a message, which is in nobody's way.
+
+In a cluster a note that too few copies have taken is no note yet: whoever wrote it reads the notes of a quorum and goes
+where the visible one says. A message is stored, or a duplicate of one that is, when a quorum has its document.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 
 import msgspec
@@ -17,10 +23,19 @@ from ekiden.errors import BrokerRefused, BrokerUnavailable, EkidenError
 from ekiden.message import DUPLICATE, REPLY_PREFIX, STORED, Message, Published, PublishOutcome
 
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
-from ekiden_couchdb.documents import Packed, delayed_id, new_document, note_id, packed, ready_id
+from ekiden_couchdb.documents import (
+    Document,
+    Packed,
+    delayed_id,
+    new_document,
+    note_id,
+    packed,
+    place_in,
+    ready_id,
+)
 from ekiden_couchdb.errors import status_of
 from ekiden_couchdb.generations import Generations
-from ekiden_couchdb.reading import read_documents
+from ekiden_couchdb.reading import Found, read_documents, read_surely
 from ekiden_couchdb.replies import ReplyQueues
 from ekiden_couchdb.signals import Signals
 
@@ -29,6 +44,10 @@ SLICE_BYTES = 4 * 1024 * 1024
 """About how much one request carries at most, if it is more than one message."""
 
 _TRIES = 4
+_PAUSE_SECONDS = 0.01
+
+
+Read = Callable[[Client, str, Sequence[str]], dict[str, Found]]
 
 
 class _Item(msgspec.Struct):
@@ -135,30 +154,39 @@ class Publisher:
         sealed: list[_Item] = []
         noted: list[_Item] = []
         known: list[_Item] = []
+        doubtful: list[_Item] = []
         for item, answer in zip(items, self._client.bulk(database, notes), strict=True):
             match answer.outcome:
-                case BulkOutcome.OK | BulkOutcome.ACCEPTED:
+                case BulkOutcome.OK:
                     item.note_rev = answer.rev
                     noted.append(item)
+                case BulkOutcome.ACCEPTED:
+                    doubtful.append(item)  # another node may have taken another note of this id
                 case BulkOutcome.CONFLICT:
                     known.append(item)
                 case BulkOutcome.FORBIDDEN:
                     sealed.append(item)
                 case BulkOutcome.ERROR:
                     answers[item.number] = self._failed(answer)
-        if known:
-            noted += self._without_alive(database, known, answers)
+        noted += self._placed(database, known, answers)
+        noted += self._placed(database, doubtful, answers, surely=True)
         documents = [new_document(item.document_id, item.message, item.note_rev) for item in noted]
+        unsure: list[_Item] = []
         for item, answer in zip(noted, self._client.bulk(database, documents), strict=True):
             match answer.outcome:
                 case BulkOutcome.OK:
                     answers[item.number] = STORED
                 case BulkOutcome.CONFLICT:
                     answers[item.number] = DUPLICATE
+                    unsure.append(item)
+                case BulkOutcome.ACCEPTED:
+                    answers[item.number] = STORED
+                    unsure.append(item)
                 case BulkOutcome.FORBIDDEN:
                     sealed.append(item)
-                case BulkOutcome.ACCEPTED | BulkOutcome.ERROR:
+                case BulkOutcome.ERROR:
                     answers[item.number] = self._failed(answer)
+        self._make_sure(database, unsure, answers)
         return sealed
 
     def _choose_documents(self, items: Sequence[_Item]) -> None:
@@ -179,60 +207,123 @@ class Publisher:
                 continue
             try:
                 notes = read_documents(self._client, database, [note_id(item.message) for item in items])
-                places = {id_: str(note.document["at"]) for id_, note in notes.items() if note.document is not None}
-                alive = self._alive(database, list(places.values()))
+                places = {id_: place_in(note.document) for id_, note in notes.items() if note.document is not None}
+                alive = self._alive(database, [place for place in places.values() if place])
             except BrokerRefused as error:
                 if not self._client.is_missing(error):
                     raise
                 continue  # it has been dropped, so it was empty
             fresh: list[_Item] = []
+            held: list[_Item] = []
             for item in items:
-                if places.get(note_id(item.message)) in alive:
+                if (place := places.get(note_id(item.message), "")) in alive:
+                    item.document_id = place
                     answers[item.number] = DUPLICATE
+                    held.append(item)
                 else:
                     fresh.append(item)
+            self._make_sure(database, held, answers)
             items = fresh
         return items
 
-    def _without_alive(self, database: str, items: list[_Item], answers: list[Published]) -> list[_Item]:
-        """Those whose notes were there already, and point to no living message. They have their places then."""
-        fresh: list[_Item] = []
-        for _ in range(_TRIES):
-            notes = read_documents(self._client, database, [note_id(item.message) for item in items])
-            places = [str(note.document["at"]) for note in notes.values() if note.document is not None]
-            found = read_documents(self._client, database, places) if places else {}
+    def _placed(
+        self, database: str, items: list[_Item], answers: list[Published], *, surely: bool = False
+    ) -> list[_Item]:
+        """Those whose notes were there already, and point to no living message. They have their places then.
+
+        ``surely``: the notes are read of a quorum.
+        """
+        placed: list[_Item] = []
+        duplicates: list[_Item] = []
+        for tries in range(_TRIES):
+            if not items:
+                break
+            if tries:
+                time.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # somebody else publishes them just now
+            read: Read = read_surely if (surely or tries) and self._client.is_cluster() else read_documents
+            notes = read(self._client, database, [note_id(item.message) for item in items])
+            places = {id_: place_in(note.document) for id_, note in notes.items() if note.document is not None}
+            found = read(self._client, database, [place for place in places.values() if place])
             moving: list[_Item] = []
             for item in items:
                 note = notes[note_id(item.message)]
-                place = found.get(str(note.document["at"])) if note.document is not None else None
                 item.note_rev = note.rev if note.document is not None else ""
-                if place is None or (place.rev and place.document is None):
+                there = found.get(places.get(note.id, ""))
+                if there is None or (there.rev and there.document is None):
                     moving.append(item)
-                elif place.document is not None:
-                    answers[item.number] = DUPLICATE
+                    continue
+                item.document_id = there.id
+                if there.document is None:
+                    placed.append(item)
                 else:
-                    item.document_id = place.id
-                    fresh.append(item)
-            items = []
-            if moving:
-                changed = [
-                    {"_id": note_id(item.message), "at": item.document_id}
-                    | ({"_rev": item.note_rev} if item.note_rev else {})
-                    for item in moving
-                ]
-                for item, answer in zip(moving, self._client.bulk(database, changed), strict=True):
-                    if answer.outcome in {BulkOutcome.OK, BulkOutcome.ACCEPTED}:
-                        item.note_rev = answer.rev
-                        fresh.append(item)
-                    elif answer.outcome is BulkOutcome.CONFLICT:
-                        items.append(item)  # somebody else publishes it just now
-                    else:
-                        answers[item.number] = self._failed(answer)
-            if not items:
-                return fresh
+                    answers[item.number] = DUPLICATE
+                    duplicates.append(item)
+            items = self._note_new_places(database, moving, placed, answers)
+        self._make_sure(database, duplicates, answers)
+        again = BrokerUnavailable(f"{self._client.place}: others publish the same id at this moment; publish it again.")
         for item in items:
-            answers[item.number] = DUPLICATE
-        return fresh
+            answers[item.number] = Published(PublishOutcome.FAILED, again)
+        return placed
+
+    def _note_new_places(
+        self, database: str, moving: list[_Item], placed: list[_Item], answers: list[Published]
+    ) -> list[_Item]:
+        """Have the notes of ``moving`` point to where their messages will be: these are ``placed``.
+
+        Returns those for which somebody else may have been quicker.
+        """
+        changed = [
+            {"_id": note_id(item.message), "at": item.document_id} | ({"_rev": item.note_rev} if item.note_rev else {})
+            for item in moving
+        ]
+        again: list[_Item] = []
+        for item, answer in zip(moving, self._client.bulk(database, changed), strict=True):
+            match answer.outcome:
+                case BulkOutcome.OK:
+                    item.note_rev = answer.rev
+                    placed.append(item)
+                case BulkOutcome.ACCEPTED | BulkOutcome.CONFLICT:
+                    again.append(item)
+                case BulkOutcome.FORBIDDEN | BulkOutcome.ERROR:
+                    answers[item.number] = self._failed(answer)
+        return again
+
+    def _make_sure(self, database: str, items: list[_Item], answers: list[Published]) -> None:
+        """Have the answers of ``items``, whose documents are there, be true of a quorum; what is not has FAILED.
+
+        A document that is there may be so on too few copies, by a publisher who was told that it had failed. Only a
+        further revision that a quorum takes proves that a quorum has it. Whoever holds the message meanwhile keeps it,
+        since its token stays.
+        """
+        if not items or not self._client.is_cluster():
+            return
+        read: Read = read_documents
+        for _ in range(_TRIES):
+            found = read(self._client, database, [item.document_id for item in items])
+            living: list[_Item] = []
+            again: list[_Item] = []
+            for item in items:
+                each = found[item.document_id]
+                if each.document is not None:
+                    living.append(item)
+                elif not each.rev:  # one that was settled meanwhile was there
+                    again.append(item)
+            touched = [_touched(found[item.document_id]) for item in living]
+            for item, answer in zip(living, self._client.bulk(database, touched), strict=True):
+                match answer.outcome:
+                    case BulkOutcome.OK:
+                        pass
+                    case BulkOutcome.CONFLICT:
+                        again.append(item)
+                    case BulkOutcome.ACCEPTED | BulkOutcome.FORBIDDEN | BulkOutcome.ERROR:
+                        answers[item.number] = self._failed(answer)
+            items = again
+            if not items:
+                return
+            read = read_surely
+        failed = self._failed(BulkAnswer("", BulkOutcome.ACCEPTED))
+        for item in items:
+            answers[item.number] = failed
 
     def _alive(self, database: str, ids: list[str]) -> set[str]:
         if not ids:
@@ -246,6 +337,12 @@ class Publisher:
         else:
             why = answer.reason
         return Published(PublishOutcome.FAILED, BrokerUnavailable(f"{self._client.place}: {why}."))
+
+
+def _touched(found: Found) -> Document:
+    """The same document in a revision of its own."""
+    assert found.document is not None
+    return {**found.document, "_rev": found.rev, "published_again": os.urandom(8).hex()}
 
 
 def _without_repeated(items: list[_Item], answers: list[Published]) -> list[_Item]:

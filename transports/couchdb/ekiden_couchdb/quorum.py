@@ -2,26 +2,29 @@
 
 A node answers ``accepted`` when fewer than a quorum of copies took a write: because the others are away, or because
 they have taken another write of the same revision. In the first case the very same revision is handed to the others,
-as replication does it, until a quorum has it. In the second both are in the database as two branches, and any of them
-may become the visible one. Whoever was only accepted has lost: he deletes his branch and decides anew. A quorum of
-copies is read for that, so one of them knows of the winner. What was taken back says so, and nobody takes it for a
-deletion. Where nobody had won and all have taken theirs back, what was there before is written again.
+as replication does it. What the server answers to that says nothing: it is 201 however few took it. So the document is
+written once more, over that revision; a copy takes that only if it has the revision, and the answer counts them. In the
+second case both are in the database as two branches, and any of them may become the visible one. A client whose write
+was only accepted has lost: it deletes its branch and decides anew. A quorum of copies is read for that, so one of them
+knows of the winner. What was taken back says so, and nobody takes it for a deletion. Where nobody had won and all have
+taken theirs back, what was there before is written again.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from http import HTTPStatus
 from random import random
 from typing import Any
 
 import msgspec
 
-from ekiden_couchdb.client import Client
+from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.store_documents import Document
 
 _PAUSE_SECONDS = 0.1
 _TAKEN_BACK = "taken_back"
+_SURE = "sure"
 
 
 class _Branch(msgspec.Struct, frozen=True):
@@ -46,35 +49,36 @@ def make_sure(
     previous: Document | None,
     *,
     deadline: float,
-) -> bool:
-    """Have ``document``, of which ``revision`` was accepted, be kept by a quorum; True when it is.
+) -> str | None:
+    """Have ``document``, of which ``revision`` was accepted, be kept by a quorum; the revision that it has then.
 
-    ``previous``: what it was written over. False when somebody else has written over that, too: ours was taken back.
+    ``previous``: what it was written over. None when somebody else has written over that, too: ours was taken back.
     Raises ``unavailable`` when neither could be done until ``deadline``.
     """
     document_id = str(document["_id"])
     parent = None if previous is None else previous.get("_rev")
+    first = revision
     is_kept = False
     while True:
         branches = _branches(client, database, document_id, deadline)
         ours = next((branch for branch in branches if branch.leaf == revision), None)
-        if parent is None and ours is not None and len(ours.revisions) > 1:
-            parent = ours.revisions[1]
+        if parent is None and ours is not None and revision == first and len(ours.revisions) > 1:
+            parent = ours.revisions[1]  # a deletion, of which we did not know
         rivals = _rivals(branches, revision, parent)
         if rivals:
             _take_back(client, database, document_id, revision, deadline)
             if previous is not None and not any(rival.is_deleted for rival in rivals):
                 _restore(client, database, previous, deadline)
-            return False
+            return None
         if is_kept:
-            return True
+            return revision
         if time.monotonic() + _PAUSE_SECONDS >= deadline:
             raise client.errors.unavailable(
                 f"{client.place}: fewer nodes than a quorum have taken what was stored in {database}; are some away?"
             )
         if ours is not None:
-            handed = {**document, "_rev": revision, "_revisions": ours.path}
-            is_kept = _hand_over(client, database, handed, deadline)
+            _hand_over(client, database, {**document, "_rev": revision, "_revisions": ours.path}, deadline)
+            revision, is_kept = _written_over(client, database, document, revision, deadline)
         if not is_kept:
             time.sleep(_PAUSE_SECONDS * (0.5 + random() / 2))
 
@@ -90,11 +94,21 @@ def _rivals(branches: list[_Branch], revision: str, parent: str | None) -> list[
     ]
 
 
-def _hand_over(client: Client, database: str, document: Document, deadline: float) -> bool:
-    """Write a revision as it is to all copies; whether a quorum has it now."""
+def _hand_over(client: Client, database: str, document: Document, deadline: float) -> None:
+    """Write a revision as it is to all copies that do not have it."""
     body = {"docs": [document], "new_edits": False}
-    answer = client.ask("POST", f"/{database}/_bulk_docs", body, harmless=True, deadline=deadline)
-    return answer.status == HTTPStatus.CREATED and not answer.body
+    client.ask("POST", f"/{database}/_bulk_docs", body, harmless=True, deadline=deadline)
+
+
+def _written_over(
+    client: Client, database: str, document: Document, revision: str, deadline: float
+) -> tuple[str, bool]:
+    """Write the same over ``revision``: the revision that it has then, and whether a quorum has taken that."""
+    again = {**document, "_rev": revision, _SURE: os.urandom(8).hex()}
+    (answer,) = client.bulk(database, [again], deadline=deadline)
+    if answer.outcome in {BulkOutcome.OK, BulkOutcome.ACCEPTED}:
+        return answer.rev, answer.outcome is BulkOutcome.OK
+    return revision, False
 
 
 def _take_back(client: Client, database: str, document_id: str, revision: str, deadline: float) -> None:

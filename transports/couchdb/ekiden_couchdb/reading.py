@@ -1,8 +1,14 @@
-"""Reading documents: ranges of ids, and documents by their ids."""
+"""Reading documents: ranges of ids, documents by their ids, and all that a cluster knows of one.
+
+In a cluster ``_all_docs`` shows what one copy holds, which may be behind. What must be known is asked of a quorum, with
+all branches: where two copies differ the third is asked as well. A plain GET would not do: of two copies that agree on
+what is visible it tells what the first one knows beside that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -60,6 +66,35 @@ def read_documents(
         for each in map(_found, answer.body["rows"]):
             found[each.id] = each
     return found
+
+
+def read_leaves(client: Client, database: str, document_id: str) -> list[Document]:
+    """The ends of all branches of a document, deleted ones as well, that a quorum of its copies knows."""
+    query = {"open_revs": "all"}
+    answer = client.ask("GET", f"/{database}/{document_id}", query=query, accept={HTTPStatus.NOT_FOUND})
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return []
+    return [each["ok"] for each in answer.body if "ok" in each]
+
+
+def read_surely(client: Client, database: str, ids: Sequence[str]) -> dict[str, Found]:
+    """What there is under ``ids``, by a quorum; a request for each of them."""
+    return {id_: visible(id_, read_leaves(client, database, id_)) for id_ in ids}
+
+
+def visible(document_id: str, leaves: Sequence[Document]) -> Found:
+    """The one of ``leaves`` that readers see: living before deleted, then the longest branch, then the digest."""
+    if not leaves:
+        return Found(document_id)
+    ordered = sorted(leaves, key=lambda leaf: (not leaf.get("_deleted"), *_rank(leaf["_rev"])), reverse=True)
+    winner, *others = ordered
+    living = tuple(str(leaf["_rev"]) for leaf in others if not leaf.get("_deleted"))
+    return Found(document_id, winner["_rev"], None if winner.get("_deleted") else winner, living)
+
+
+def _rank(rev: str) -> tuple[int, str]:
+    number, _, digest = rev.partition("-")
+    return int(number), digest
 
 
 def _found(row: dict[str, Any]) -> Found:

@@ -179,10 +179,7 @@ class Store:
             case BulkOutcome.CONFLICT:
                 return None
             case BulkOutcome.ACCEPTED:
-                is_kept = make_sure(
-                    self._client, self.name, edit.document, answer.rev, edit.previous, deadline=deadline
-                )
-                return answer.rev if is_kept else None
+                return make_sure(self._client, self.name, edit.document, answer.rev, edit.previous, deadline=deadline)
             case BulkOutcome.FORBIDDEN:
                 raise self._client.errors.refused(
                     f"{self._client.place}: {self.name} does not take a document ({answer.reason})."
