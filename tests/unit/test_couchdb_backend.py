@@ -339,13 +339,13 @@ def rivals(clustered: CouchDBBackend, cluster: CouchDBCluster) -> list[str]:
 def test_when_nobody_has_won_and_all_take_theirs_back_what_was_there_is_there_again(
     clustered: CouchDBBackend, cluster: CouchDBCluster, rivals: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_back = quorum._take_back
+    take_back = quorum.take_back
 
     def take_all_back(client: Client, database: str, document_id: str, revision: str, deadline: float) -> None:
         for each in (revision, *rivals):
             take_back(client, database, document_id, each, deadline)
 
-    monkeypatch.setattr(quorum, "_take_back", take_all_back)
+    monkeypatch.setattr(quorum, "take_back", take_all_back)
     cluster.divert("records", {0})
 
     joined = clustered.join("join", "b", b"2", size=3, expires=DAY)
@@ -360,7 +360,7 @@ def test_who_has_died_before_he_took_his_back_stands_in_nobodys_way(
 ) -> None:
     cluster.divert("records", {0})
 
-    joined = clustered.join("join", "b", b"2", size=4, expires=DAY)
+    joined = clustered.join("join", "b", b"2", size=5, expires=DAY)
 
     cluster.replicate()
     members = clustered._records.read(["j:join"])["j:join"]["members"]
@@ -371,7 +371,7 @@ def test_who_has_died_before_he_took_his_back_stands_in_nobodys_way(
 
 def test_who_is_left_of_three_is_kept(clustered: CouchDBBackend, cluster: CouchDBCluster, rivals: list[str]) -> None:
     for revision in rivals:
-        quorum._take_back(clustered._client, "p-records", "j:join", revision, time.monotonic() + 2)
+        quorum.take_back(clustered._client, "p-records", "j:join", revision, time.monotonic() + 2)
     cluster.divert("records", {0})
 
     joined = clustered.join("join", "b", b"2", size=3, expires=DAY)

@@ -66,7 +66,7 @@ def make_sure(
             parent = ours.revisions[1]  # a deletion, of which we did not know
         rivals = _rivals(branches, revision, parent)
         if rivals:
-            _take_back(client, database, document_id, revision, deadline)
+            take_back(client, database, document_id, revision, deadline)
             if previous is not None and not any(rival.is_deleted for rival in rivals):
                 _restore(client, database, previous, deadline)
             return None
@@ -111,8 +111,8 @@ def _written_over(
     return revision, False
 
 
-def _take_back(client: Client, database: str, document_id: str, revision: str, deadline: float) -> None:
-    """Delete our branch. Where another write went on from it already, there is none of ours any more."""
+def take_back(client: Client, database: str, document_id: str, revision: str, deadline: float) -> None:
+    """End a branch, so that nobody takes it for a deletion. Where a write went on from it, it is no branch any more."""
     tombstone = {"_id": document_id, "_rev": revision, "_deleted": True, _TAKEN_BACK: True}
     client.bulk(database, [tombstone], deadline=deadline)
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from ekiden.errors import EkidenError
 
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
-from ekiden_couchdb.quorum import make_sure
+from ekiden_couchdb.quorum import make_sure, take_back
+from ekiden_couchdb.reading import read_leaves, visible
 from ekiden_couchdb.store_documents import Document
 
 AT_ONCE = 250
@@ -103,6 +104,36 @@ class Store:
             answers = self._bulk([edit.document for edit in some], deadline)
             written += [self._revision_of(edit, answer, deadline) for edit, answer in zip(some, answers, strict=True)]
         return written
+
+    def is_cluster(self) -> bool:
+        """Whether a document is kept by several nodes, which may disagree for a while."""
+        return self._client.is_cluster()
+
+    def branches(self, id_: str, deadline: float) -> list[Document]:
+        """The living branches of a document, the visible one first; in a cluster, all that a quorum knows."""
+        if not self._client.is_cluster():
+            return list(self._read_some([id_], deadline).values())
+        try:
+            with self._client.one_deadline(by=deadline):
+                leaves = read_leaves(self._client, self.name, id_)
+        except EkidenError as error:
+            if not self._client.is_missing(error):
+                raise
+            return []
+        living = [leaf for leaf in leaves if not leaf.get("_deleted")]
+        first = visible(id_, living).rev
+        return sorted(living, key=lambda leaf: leaf["_rev"] != first)
+
+    def read_surely(self, ids: Collection[str], deadline: float) -> dict[str, Document]:
+        """What there is of these documents, by id; in a cluster as a quorum knows them, by a request for each."""
+        if not self._client.is_cluster():
+            return self._read_some(list(ids), deadline)
+        return {id_: document for id_ in ids if (document := self._read_one(id_, deadline)) is not None}
+
+    def end_branches(self, id_: str, revisions: Collection[str], deadline: float) -> None:
+        """End branches of which all that they say was written over another one. Raises what the client raises."""
+        for revision in revisions:
+            take_back(self._client, self.name, id_, revision, deadline)
 
     def pause(self, tries: int, deadline: float) -> None:
         """Wait a moment, because others write the same. Raises ``unavailable`` when the deadline has passed."""
