@@ -15,19 +15,24 @@ from ekiden.message import Condition, Depth, Seen
 
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.documents import (
+    MESSAGE_ID,
     Document,
     Rows,
     after,
+    attempts_of,
     delayed_rows,
     due_of,
     generation,
     is_message,
     note_of,
+    place_in,
     ready_rows,
     unpacked,
+    until_of,
 )
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.reading import Row, read_documents, read_rows
+from ekiden_couchdb.set_aside import SetAside
 
 _PAGE = 1000
 _DOCUMENTS_PAGE = 100
@@ -40,13 +45,17 @@ class _Place(NamedTuple):
     rows: Rows
 
 
-def depth(client: Client, generations: Generations, queue: str) -> Depth:
-    """As ``Transport.depth``: it costs a short answer for each message."""
+def depth(client: Client, generations: Generations, set_aside: SetAside, queue: str) -> Depth:
+    """As ``Transport.depth``: it costs a short answer for each message.
+
+    What cannot be read does not count, once a consumer has found that out: nobody can wait for it.
+    """
     counts = dict.fromkeys(Condition, 0)
     now = client.server_time() * 1000
     for place in _places(generations, queue):
         for page in _pages(client, place):
-            for condition in _conditions(client, place.database, page, now).values():
+            rows = [row for row in page if not set_aside.has(place.database, row.id, row.rev)]
+            for condition in _conditions(client, place.database, rows, now).values():
                 counts[condition] += 1
     return Depth(counts[Condition.READY], counts[Condition.DELAYED], counts[Condition.LEASED])
 
@@ -68,7 +77,7 @@ def browse(client: Client, generations: Generations, queue: str, *, after_cursor
             for row in page:
                 with suppress(ValueError):  # what no version of ours has written is not shown
                     if row.document is not None and is_message(row.document):
-                        message, attempts = unpacked(row.document["message"]), row.document["attempts"]
+                        message, attempts = unpacked(row.document["message"]), attempts_of(row.document)
                         condition = _condition(row.document, now)
                         seen.append(Seen(message, condition, attempts, f"{place.database} {row.id}"))
             if not page:
@@ -94,11 +103,12 @@ def empty(client: Client, generations: Generations, queue: str, *, leased: bool 
 def _delete(client: Client, generations: Generations, database: str, rows: Sequence[Row]) -> int:
     """Delete those that nobody has changed meanwhile, and their notes; returns how many."""
     answers = client.bulk(database, [{"_id": row.id, "_rev": row.rev, "_deleted": True} for row in rows])
-    gone = [answer for answer in answers if answer.outcome in {BulkOutcome.OK, BulkOutcome.ACCEPTED}]
+    # What too few nodes have deleted may be received all the same, so it does not count.
+    gone = [answer for answer in answers if answer.outcome is BulkOutcome.OK]
     if gone:
         notes = read_documents(client, database, [note_of(answer.id) for answer in gone])
         places = {answer.id for answer in gone}
-        stale = [note for note in notes.values() if note.document is not None and note.document.get("at") in places]
+        stale = [note for note in notes.values() if note.document is not None and place_in(note.document) in places]
         client.bulk(database, [{"_id": note.id, "_rev": note.rev, "_deleted": True} for note in stale])
         generations.deleted(database, {answer.id: (answer.rev,) for answer in gone})
     return len(gone)
@@ -134,6 +144,8 @@ def _conditions(client: Client, database: str, rows: Sequence[Row], now: float) 
     conditions: dict[str, Condition] = {}
     touched: list[str] = []
     for row in rows:
+        if not MESSAGE_ID.fullmatch(row.id):
+            continue
         if generation(row.rev) > 1:
             touched.append(row.id)
         else:
@@ -146,6 +158,6 @@ def _conditions(client: Client, database: str, rows: Sequence[Row], now: float) 
 
 
 def _condition(document: Document, now: float) -> Condition:
-    if document["until"] > now:
+    if until_of(document) > now:
         return Condition.LEASED if document["token"] else Condition.DELAYED
     return Condition.READY if due_of(document["_id"]) <= now else Condition.DELAYED

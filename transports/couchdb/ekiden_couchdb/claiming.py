@@ -6,6 +6,9 @@ claimed there, it is looked whether some node knows that the message was settled
 
 What is held stays at the head of its range, so more is read than wanted. Where that is much, a stretch that is all held
 is left out for some time.
+
+A claim that too few nodes have taken leaves a branch, which may show when the winner's is gone: a settled message would
+look leased until that claim ends. So the loser looks now and then whether the message was settled, and ends the branch.
 """
 
 from __future__ import annotations
@@ -15,27 +18,35 @@ import os
 import random
 import time
 from collections.abc import Iterable, Sequence
+from http import HTTPStatus
 
 import msgspec
-from ekiden.errors import BrokerRefused, BrokerUnavailable
+from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
 from ekiden_couchdb.documents import (
+    SLOTS,
     Document,
     Rows,
     after,
+    attempts_of,
     delayed_rows,
-    is_message,
     is_ready_at,
     order_of,
+    owner_in,
     ready_rows,
     slot_id,
     unpacked,
+    until,
+    until_of,
+    why_unreadable,
 )
+from ekiden_couchdb.errors import status_of
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Held, Holdings
 from ekiden_couchdb.reading import Row, read_documents, read_leaves, read_rows, visible
+from ekiden_couchdb.set_aside import SetAside
 
 logger = safe_logger(__name__)
 
@@ -44,6 +55,7 @@ LOOK_AGAIN_SECONDS = 5.0
 NODES_DIFFER_SECONDS = 1.0
 """By so much the clocks of a cluster's nodes may differ, as they tell them; a lease is given it in addition."""
 
+_NEVER = 2**62  # milliseconds
 _PAGE_BYTES = 8 * 1024 * 1024
 _FIRST_GUESS_BYTES = 64 * 1024
 _LONGEST_PAGE = 1000
@@ -52,6 +64,10 @@ _STRETCH = 100
 """So many in a row that are held are left out for ``_LEFT_OUT_SECONDS``."""
 _LEFT_OUT_SECONDS = 2.0
 _TRIES_AGAINST_OTHERS = 4
+_LOST_CLAIMS_AT_ONCE = 20
+_SLOT_UNUSED_SECONDS = 300.0
+"""A slot that was not written for so long, and of which nothing is held, is a dead consumer's."""
+_SLOTS_AT_ONCE = 100
 
 
 class _Stretch(msgspec.Struct, frozen=True):
@@ -71,14 +87,29 @@ class _Unanswered(msgspec.Struct, frozen=True):
     ends: float
 
 
+class _LostClaim(msgspec.Struct, frozen=True):
+    """A claim that too few nodes have taken: of which database, and until when (the server's milliseconds)."""
+
+    database: str
+    until: int
+
+
 class Claimer:
     """Claims for one consumer. All of it belongs to the thread that receives."""
 
     def __init__(
-        self, client: Client, generations: Generations, holdings: Holdings, *, owner: str, lease: float
+        self,
+        client: Client,
+        generations: Generations,
+        set_aside: SetAside,
+        holdings: Holdings,
+        *,
+        owner: str,
+        lease: float,
     ) -> None:
         self._client = client
         self._generations = generations
+        self._set_aside = set_aside
         self._owner = owner
         self._lease = lease
         self._holdings = holdings
@@ -86,11 +117,10 @@ class Claimer:
         """When something becomes ready by the clock, of what was seen: on the monotonic clock."""
         self._next_due: dict[tuple[str, str], float] = {}
         self._stretches: dict[str, _Stretch] = {}
-        self._accepted: dict[tuple[str, str], int] = {}  # until when nobody may have won these revisions of documents
+        self._lost: dict[tuple[str, str], _LostClaim] = {}  # by the document and the revision that nobody may have won
         self._slots: dict[str, str] = {}
         self._takes_no_slot: set[str] = set()
         self._unanswered: _Unanswered | None = None
-        self._unreadable: set[str] = set()
         self._due_at = math.inf
         self._blocked = 0
         self._crowd = 0.0  # how many of the last claims were lost to others, 0 to 1
@@ -132,12 +162,33 @@ class Claimer:
             if slot.document is None:
                 continue
             self._slots[database] = slot.rev
-            ids = [str(id_) for id_ in slot.document.get("held", ())]
-            for each in read_documents(self._client, database, ids).values():
+            for each in read_documents(self._client, database, _held_in(slot.document)).values():
                 if each.document is not None and each.document.get("owner") == self._owner:
                     held = self._read(database, each.document, each.rev)
                     recovered += [] if held is None else [held]
         return recovered
+
+    def forget_old_slots(self) -> None:
+        """Delete the slots of killed consumers, once what these held is others'. Raises what the client raises."""
+        long_ago = (self._client.server_time() - _SLOT_UNUSED_SECONDS) * 1000
+        for database in self._generations.readable():
+            try:
+                rows = read_rows(self._client, database, SLOTS, limit=_SLOTS_AT_ONCE)
+                unused = [row for row in rows if self._is_unused(database, row, long_ago)]
+                self._client.bulk(database, [{"_id": row.id, "_rev": row.rev, "_deleted": True} for row in unused])
+            except BrokerRefused as error:
+                if not self._client.is_missing(error):
+                    raise
+
+    def _is_unused(self, database: str, row: Row, long_ago: float) -> bool:
+        owner = owner_in(row.id)
+        if row.document is None or owner == self._owner:
+            return False
+        written_at = row.document.get("at")
+        if isinstance(written_at, int | float) and written_at > long_ago:
+            return False
+        held = read_documents(self._client, database, _held_in(row.document)).values()
+        return not any(each.document is not None and each.document.get("owner") == owner for each in held)
 
     def leave(self) -> None:
         """This consumer holds nothing any more, and claims nothing."""
@@ -190,14 +241,18 @@ class Claimer:
         is_delayed = rows.start.endswith(":d:")
         for row in self._walk(database, rows, wanted):
             document = row.document
-            if document is None or row.id in self._unreadable:
+            if document is None:
                 continue
-            if not is_message(document):
-                logger.warning("%s: the document %s is no message that this version can read", database, row.id)
-                self._unreadable.add(row.id)
+            if (why := why_unreadable(document)) is not None:
+                self._set_aside.add(database, row.id, row.rev, why)
+            if self._set_aside.has(database, row.id, row.rev):
+                blocked += 1
+                held_in_a_row.append((row, _NEVER))
+                longest = max(longest, held_in_a_row, key=len)
                 continue
             # A copy that has not heard of a claim of ours that too few have accepted shows the message as free.
-            ready_at = max(is_ready_at(document), self._accepted.get((row.id, row.rev), 0))
+            lost = self._lost.get((row.id, row.rev))
+            ready_at = max(is_ready_at(document), 0 if lost is None else lost.until)
             if ready_at <= now:
                 free.append(row)
                 held_in_a_row = []
@@ -205,14 +260,13 @@ class Claimer:
                     break
                 continue
             changes_at = monotonic + (ready_at - now) / 1000
-            if is_delayed and not document["until"]:
+            if is_delayed and not until_of(document):
                 self._due_at = changes_at
                 break  # all that follow are due later
             blocked += 1
             self.next_change = min(self.next_change, changes_at)
             held_in_a_row.append((row, ready_at))
-            if len(held_in_a_row) > len(longest):
-                longest = held_in_a_row
+            longest = max(longest, held_in_a_row, key=len)
         self._blocked = blocked
         if len(longest) >= _STRETCH:
             first_end = monotonic + (min(ready_at for _, ready_at in longest) - now) / 1000
@@ -248,70 +302,93 @@ class Claimer:
         except BrokerUnavailable:
             self._document_bytes *= 4  # it may have been too much for the time that there is
             raise
-        sizes = [len(row.document.get("message", "")) for row in page if row.document is not None]
+        sizes = [_size_of(row) for row in page]
         if sizes:
             self._document_bytes = max(1000.0, sum(sizes) / len(sizes), 0.7 * self._document_bytes)
         return page
 
     def _write(self, database: str, rows: Sequence[Row]) -> list[Held]:
         """Claim ``rows`` with a fresh token. Returns those that are ours now."""
+        try:
+            return self._write_together(database, rows)
+        except BrokerRefused as error:
+            if status_of(error) != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise
+            if len(rows) == 1:
+                self._set_aside.add(database, rows[0].id, rows[0].rev, error)
+                return []
+        # A claim makes a document larger by a little, and one of these was as large as the server takes.
+        return [held for row in rows for held in self._write(database, [row])]
+
+    def _write_together(self, database: str, rows: Sequence[Row]) -> list[Held]:
         token = os.urandom(12).hex()
         lease = self._lease + (NODES_DIFFER_SECONDS if self._client.is_cluster() else 0.0)
-        until = math.ceil((self._client.latest_server_time() + lease) * 1000)
+        end = until(self._client.latest_server_time(), lease)
         ends = time.monotonic() + self._lease
         claims: list[Held] = []
         for row in rows:
             if row.document is not None and (held := self._read(database, row.document, row.rev, ends)) is not None:
-                attempts = held.document["attempts"] + 1
-                held.document |= {"attempts": attempts, "until": until, "token": token, "owner": self._owner}
+                attempts = attempts_of(held.document) + 1
+                held.document |= {"attempts": attempts, "until": end, "token": token, "owner": self._owner}
                 claims.append(held)
         if not claims:
             return []
-        now = self._client.server_time() * 1000
-        self._accepted = {revision: end for revision, end in self._accepted.items() if end > now}
         ids = [held.id for held in claims]
         self._unanswered = _Unanswered(database, token, ids, ends)
         written = [{**held.document, "_rev": held.rev} for held in claims]
         slots = [] if database in self._takes_no_slot else [self._slot(database, ids)]
-        answers = self._client.bulk(database, [*written, *slots])
+        try:
+            answers = self._client.bulk(database, [*written, *slots])
+        except BrokerRefused:
+            self._unanswered = None
+            raise
         self._unanswered = None
         if slots:
-            self._note_slot(database, answers.pop())
+            self._note_slot(database, answers.pop(), ids)
         won: list[Held] = []
         for held, answer in zip(claims, answers, strict=True):
             if answer.outcome is BulkOutcome.OK:
                 held.rev = answer.rev
                 won.append(held)
             elif answer.outcome is BulkOutcome.ACCEPTED:
-                self._accepted[held.id, held.rev] = until
+                self._lost[held.id, held.rev] = _LostClaim(database, end)
         self._crowd = 0.7 * self._crowd + 0.3 * (1 - len(won) / len(claims))
         return won
 
     def _read(self, database: str, document: Document, rev: str, ends: float = 0.0) -> Held | None:
-        """``document`` as something to hold; None where it is no message that we can read: it is left where it is."""
+        """``document`` as something to hold; None where it is no message that we can read: that one is set aside."""
+        why = why_unreadable(document)
+        if why is not None:
+            self._set_aside.add(database, document["_id"], rev, why)
+            return None
         try:
             message = unpacked(document["message"])
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s: the message in the document %s cannot be read: %s", database, document["_id"], error)
-            self._unreadable.add(document["_id"])
+        except ValueError as error:
+            self._set_aside.add(database, document["_id"], rev, error)
             return None
         return Held(database, {name: value for name, value in document.items() if name != "_rev"}, rev, message, ends)
 
     def _slot(self, database: str, ids: list[str]) -> Document:
         held = [each.id for each in self._holdings.all() if each.database == database]
-        slot: Document = {"_id": slot_id(self._owner), "held": held + ids}
+        now = math.ceil(self._client.server_time() * 1000)
+        slot: Document = {"_id": slot_id(self._owner), "held": held + ids, "at": now}
         if rev := self._slots.get(database):
             slot["_rev"] = rev
         return slot
 
-    def _note_slot(self, database: str, answer: BulkAnswer) -> None:
-        """Remember the slot's revision; that of another of this name, where one has written it."""
+    def _note_slot(self, database: str, answer: BulkAnswer, ids: list[str]) -> None:
+        """Remember the slot's revision. Where it was deleted or written since, it is written once more."""
+        for _ in range(_TRIES_AGAINST_OTHERS):
+            if answer.outcome is not BulkOutcome.CONFLICT:
+                break
+            found = read_documents(self._client, database, [slot_id(self._owner)])[slot_id(self._owner)]
+            self._slots[database] = found.rev if found.document is not None else ""
+            (answer,) = self._client.bulk(database, [self._slot(database, ids)])
         match answer.outcome:
             case BulkOutcome.OK | BulkOutcome.ACCEPTED:
                 self._slots[database] = answer.rev
             case BulkOutcome.CONFLICT:
-                found = read_documents(self._client, database, [slot_id(self._owner)])[slot_id(self._owner)]
-                self._slots[database] = found.rev if found.document is not None else ""
+                pass
             case BulkOutcome.FORBIDDEN | BulkOutcome.ERROR:
                 self._takes_no_slot.add(database)  # it is sealed: there the leases have to end
 
@@ -331,6 +408,35 @@ class Claimer:
         return won
 
     # In a cluster.
+
+    @property
+    def has_lost_claims(self) -> bool:
+        """Whether there are branches of ours that may show again."""
+        return bool(self._lost)
+
+    def end_lost_claims(self) -> None:
+        """Delete what is left of claims of ours that were lost, of messages that were settled since.
+
+        What cannot be asked now is looked at again.
+        """
+        now = self._client.server_time() * 1000
+        self._lost = {revision: lost for revision, lost in self._lost.items() if lost.until > now}
+        for revision, lost in list(self._lost.items())[:_LOST_CLAIMS_AT_ONCE]:
+            document_id, _ = revision
+            try:
+                leaves = read_leaves(self._client, lost.database, document_id)
+                living = [str(leaf["_rev"]) for leaf in leaves if not leaf.get("_deleted")]
+                is_settled = len(living) < len(leaves)
+                if is_settled:
+                    self._delete(lost.database, document_id, living)
+            except TransportError as error:
+                if not self._client.is_missing(error):
+                    return
+                leaves = []  # they went with their database
+                is_settled = True
+            del self._lost[revision]
+            if not is_settled and leaves:
+                self._lost[revision] = lost  # behind the others, which have their turn first
 
     def _without_settled(self, database: str, rows: Sequence[Row]) -> list[Row]:
         """Those that no node knows to be settled; what is left of the others is deleted.
@@ -361,10 +467,22 @@ def _bounded(rows: Sequence[Row]) -> Sequence[Row]:
     """As many of ``rows`` as one request carries."""
     size = 0
     for number, row in enumerate(rows):
-        size += 0 if row.document is None else len(row.document["message"])
+        size += _size_of(row)
         if number and size > _PAGE_BYTES:
             return rows[:number]
     return rows
+
+
+def _size_of(row: Row) -> int:
+    """About how large it is."""
+    content = None if row.document is None else row.document.get("message")
+    return len(content) if isinstance(content, str) else 0
+
+
+def _held_in(slot: Document) -> list[str]:
+    """The documents that a slot names."""
+    held = slot.get("held")
+    return [id_ for id_ in held if isinstance(id_, str)] if isinstance(held, list) else []
 
 
 def _shuffled(rows: list[Row]) -> list[Row]:

@@ -174,6 +174,13 @@ class Client:
             self._a_database = name
         return Answer(received.status, received.body, received.headers.get("date", ""))
 
+    def rows(self, answer: Answer) -> list[dict[str, Any]]:
+        """The rows of an answer that has some. Raises ``refused`` for one that is no CouchDB's."""
+        rows = answer.body.get("rows") if isinstance(answer.body, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self.errors.refused(f"{self.place}: it answered with something else than rows; is it CouchDB?")
+        return rows
+
     def bulk(
         self, database: str, documents: Sequence[Mapping[str, Any]], *, deadline: float | None = None
     ) -> list[BulkAnswer]:
@@ -362,8 +369,8 @@ class Client:
         query = {"include_docs": "true", "attachments": "true"}
         keys = {"keys": list(doubtful)}
         path = f"/{database}/_all_docs"
-        found = self.ask("POST", path, keys, query=query, harmless=True, deadline=deadline).body["rows"]
-        for document in [row["doc"] for row in found if row.get("doc")]:
+        found = self.rows(self.ask("POST", path, keys, query=query, harmless=True, deadline=deadline))
+        for document in [row["doc"] for row in found if isinstance(row.get("doc"), dict)]:
             number = doubtful[document["_id"]]
             if _content(document) == _content(documents[number]):
                 answers[number] = BulkAnswer(document["_id"], BulkOutcome.OK, rev=document["_rev"])

@@ -20,6 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
 
 from ekiden_couchdb.errors import TROUBLE, NotJSON, NoTLS, Overdue, SilentHandshake
+from ekiden_couchdb.odd_json import readable
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # Python 3.12
@@ -251,8 +252,10 @@ def _decoded(response: HTTPResponse, content: bytes) -> Any:
         return None
     try:
         return _decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         kind = response.headers.get("content-type", "").partition(";")[0]
+        with contextlib.suppress(ValueError, RecursionError):
+            return _decode(readable(content))  # there is an odd document in it, and others
         raise NotJSON(response.status, kind) from error
 
 

@@ -23,12 +23,14 @@ from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Holdings
 from ekiden_couchdb.publishing import Publisher
 from ekiden_couchdb.replies import KEPT_FRESH_EVERY_SECONDS, ReplyQueues
+from ekiden_couchdb.set_aside import SetAside
 from ekiden_couchdb.settling import Settler
 from ekiden_couchdb.signals import Signals
 
 _LOOK_EVERYWHERE_SECONDS = 2.0
 """A consumer that always finds something looks so often for what it would not come across."""
 _SHORTEST_WAIT_SECONDS = 0.005
+_SLOTS_EVERY_SECONDS = 600.0
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -39,6 +41,7 @@ class Shared(msgspec.Struct, frozen=True):
     signals: Signals
     publisher: Publisher
     replies: ReplyQueues
+    set_aside: SetAside
 
 
 class CouchDBConsumer(Consumer):
@@ -70,11 +73,14 @@ class CouchDBConsumer(Consumer):
         self._name = name
         self._strict = strict
         self._holdings = Holdings()
-        self._claimer = Claimer(client, generations, self._holdings, owner=owner_of(name), lease=lease)
+        self._claimer = Claimer(
+            client, generations, shared.set_aside, self._holdings, owner=owner_of(name), lease=lease
+        )
         self._settler = Settler(client, generations, shared.publisher, self._holdings, lease=lease)
         self._receiving = threading.Lock()
         self._waits_for_room = False
         self._keep_at = 0.0
+        self._slots_at = self._lost_claims_at = 0.0
         self._look_everywhere_at = self._look_at = 0.0
         self._stopped = False
         self._closed = False
@@ -94,6 +100,7 @@ class CouchDBConsumer(Consumer):
             self._check_open()
             while not self._stopped:
                 self._generations.tidy()
+                self._tidy()
                 self._keep_reply_queues()
                 room = min(limit, self._room())
                 is_to_look = self._is_to_look() or timeout <= 0
@@ -149,6 +156,17 @@ class CouchDBConsumer(Consumer):
         """In a forked child: what this holds is the parent's."""
         self._closed = self._stopped = True
         self._receiving = threading.Lock()
+
+    def _tidy(self) -> None:
+        """Remove what consumers leave behind: the slots of killed ones, and claims of ours that were lost."""
+        now = time.monotonic()
+        with contextlib.suppress(TransportError), self._client.one_deadline():  # nothing depends on it
+            if now >= self._slots_at:
+                self._slots_at = now + _SLOTS_EVERY_SECONDS
+                self._claimer.forget_old_slots()
+            if now >= self._lost_claims_at and self._claimer.has_lost_claims:
+                self._lost_claims_at = now + _LOOK_EVERYWHERE_SECONDS
+                self._claimer.end_lost_claims()
 
     # Claiming.
 
@@ -223,6 +241,8 @@ class CouchDBConsumer(Consumer):
 
     def _seconds_until_a_look(self) -> float:
         """Not the same for all who wait, and at a moment at which the answer tells most about the server's clock."""
+        if self._claimer.has_lost_claims:
+            return _LOOK_EVERYWHERE_SECONDS
         look_in = LOOK_AGAIN_SECONDS * random.uniform(0.6, 0.8)
         if self._client.clock.is_known:
             look_in += (self._client.clock.tells_most_at() - time.monotonic() - look_in) % 1.0

@@ -3,7 +3,8 @@
     QUEUE:r:RANK:AGE:ID        a message that was ready when it was published
     QUEUE:d:DUE:RANK:ID        one that was not due then
     ~QUEUE:ID                  a note where the message of this id is: {"at": its document}
-    ~~SLOT                     what the consumer of this name may hold in this database: {"held": [document, ...]}
+    ~~SLOT                     what the consumer of this name may hold in this database: {"held": [document, ...],
+                               "at": when that was written}
 
 QUEUE and ID are written in the characters that ids have, all others as ``=xx``; RANK is 0 for the most urgent; AGE are
 microseconds and DUE milliseconds by the server's clock, with leading zeros. ``_all_docs`` compares ids byte by byte, so
@@ -21,6 +22,7 @@ each queue is two ranges, in the order of delivery. A message stays in its range
 from __future__ import annotations
 
 import base64
+import math
 import re
 from hashlib import blake2b
 from typing import Any
@@ -35,9 +37,12 @@ Document = dict[str, Any]
 
 _LONGEST_NAME = 200
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
+_REVISION = re.compile(r"\d+-[0-9a-f]+")
 MESSAGE_ID = re.compile(r"[A-Za-z0-9.=-]+:(?:r:\d:\d{16}|d:\d{15}:\d):[A-Za-z0-9.=-]+")
 """How the documents of messages are called."""
 _LATEST_DUE = 10**15 - 1
+_MOST_ATTEMPTS = 1_000_000
+_FIELDS = {"message": str, "attempts": int, "until": int, "token": str}
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, str, int, float | None, dict[str, Any] | None, bytes]).decode
@@ -58,6 +63,10 @@ class Rows(msgspec.Struct, frozen=True):
 
     start: str
     end: str
+
+
+SLOTS = Rows("~~", "~~~")
+"""Those of all consumers."""
 
 
 def encoded_name(name: str) -> str:
@@ -118,6 +127,11 @@ def slot_id(owner: str) -> str:
     return f"~~{owner}"
 
 
+def owner_in(slot: str) -> str:
+    """The owner of a slot, by its id."""
+    return slot.removeprefix("~~")
+
+
 def owner_of(name: str) -> str:
     """What a consumer of this name writes into what it holds."""
     return blake2b(name.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
@@ -159,8 +173,16 @@ def packed(message: Message, *, max_message_bytes: int) -> Packed | BrokerRefuse
 
 def unpacked(content: str) -> Message:
     """The message that ``packed`` made it of. Raises ValueError for anything else."""
-    message_id, queue, priority, due, headers, body = _decode(base64.b64decode(content, validate=True))
-    return Message(message_id, queue, body, headers or {}, priority, due)
+    try:
+        message_id, queue, priority, due, headers, body = _decode(base64.b64decode(content, validate=True))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if due is not None and not math.isfinite(due):
+        due = None
+    message = Message(message_id, queue, body, headers or {}, priority, due)
+    if (reason := unsendable(message)) is not None:
+        raise ValueError(reason)
+    return message
 
 
 def new_document(document_id: str, message: Packed, note: str) -> Document:
@@ -177,22 +199,52 @@ def new_document(document_id: str, message: Packed, note: str) -> Document:
     }
 
 
-def is_message(document: Document) -> bool:
+def why_unreadable(document: Document) -> str | None:
+    """Why this is no message that we can read: another's document, or of a later format; None for one that is."""
+    if not MESSAGE_ID.fullmatch(str(document.get("_id"))):
+        return "its id is none of a message"
+    if document.get("format") != FORMAT:
+        return f"its format is {document.get('format')!r}, not {FORMAT}"
+    for name, kind in _FIELDS.items():
+        if type(document.get(name)) is not kind:
+            return f"{name!r} is not {kind.__name__}"
+    return None
+
+
+def note_revision(document: Document) -> str:
+    """The revision of the message's note; "" where the document does not say it."""
+    rev = document.get("note")
+    return rev if isinstance(rev, str) and _REVISION.fullmatch(rev) else ""
+
+
+def is_message(document: Document | None) -> bool:
     """Whether this is a message that we can read: not another's document, and not of a later format."""
-    return (
-        document.get("format") == FORMAT
-        and isinstance(document.get("message"), str)
-        and isinstance(document.get("attempts"), int)
-        and isinstance(document.get("until"), int)
-        and isinstance(document.get("token"), str)
-    )
+    return document is not None and why_unreadable(document) is None
+
+
+def attempts_of(document: Document) -> int:
+    """How often the message was handed out; what cannot be is as much as that is nearest to."""
+    return min(max(0, int(document["attempts"])), _MOST_ATTEMPTS)
+
+
+def until_of(document: Document) -> int:
+    """Milliseconds by the server's clock before which it is not delivered; a moment that we cannot write is none."""
+    until = int(document["until"])
+    return until if 0 <= until <= _LATEST_DUE else 0
 
 
 def is_ready_at(document: Document) -> int:
     """Milliseconds by the server's clock from which on the message may be delivered."""
-    return max(due_of(document["_id"]), int(document["until"]))
+    return max(due_of(document["_id"]), until_of(document))
+
+
+def until(now: float, seconds: float) -> int:
+    """The moment so many seconds after ``now`` (seconds as well), in milliseconds; at most the latest one there is."""
+    moment = (now + max(0.0, seconds)) * 1000
+    return math.ceil(moment) if moment < _LATEST_DUE else _LATEST_DUE  # also where it is no number
 
 
 def generation(rev: str) -> int:
     """How many revisions there were up to this one."""
-    return int(rev.partition("-")[0] or 0)
+    number = rev.partition("-")[0]
+    return int(number) if number.isdecimal() else 0

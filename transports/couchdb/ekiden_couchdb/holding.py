@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from ekiden.message import Delivery, Message
 
-from ekiden_couchdb.documents import Document
+from ekiden_couchdb.documents import Document, attempts_of
 
 
 class Tag(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class Holdings:
         deliveries: list[Delivery] = []
         for held in won:
             self._held[held.database, held.id] = held
-            deliveries.append(Delivery(held.message, held.tag, held.document["attempts"]))
+            deliveries.append(Delivery(held.message, held.tag, attempts_of(held.document)))
         return deliveries
 
     def find(self, delivery: Delivery) -> Held | None:

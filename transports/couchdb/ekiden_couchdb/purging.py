@@ -6,14 +6,16 @@ the database's own feed of changes, which names them all, whoever deleted the do
 
 On a single node a tombstone can go at once. In a cluster it is the evidence that a message was settled, needed as long
 as a losing branch of it may still turn up. There a tombstone goes when it has been the same, with the same leaves, for
-``delay`` seconds in which all nodes were there and had nothing left to tell each other.
+``delay`` seconds in which all nodes were there, and these had nothing left to tell each other at some moment since. To
+purge makes something to tell, and so does all other work; therefore the moments count, and not what lies between.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -51,23 +53,23 @@ class Purger:
     def __init__(self, client: Client, database: str) -> None:
         self._client = client
         self._database = database
+        self._is_interrupted = False
+        self._quiet_at = -math.inf
         self._begin()
 
     @property
     def is_waiting(self) -> bool:
         """Whether it has seen tombstones whose time has not come."""
-        return bool(self._pages)
+        return bool(self._pages) or self._is_interrupted
 
     def step(self, *, delay: float, deadline: float) -> bool:
         """Purge until ``deadline`` (monotonic) at the latest. Whether there was more than could be done.
 
         ``delay``: as above, 0 on a single node. Raises what the client raises.
         """
-        if time.monotonic() - self._began_at > _READ_AGAIN_SECONDS:
+        if time.monotonic() - self._began_at > _READ_AGAIN_SECONDS and not self._pages:
             self._begin()
-        if delay and not is_whole(self._client):
-            # A node that was away may come back with branches that nobody has seen: all waiting begins anew.
-            self._forget_pages()
+        if delay and not self._may_go_on():
             return False
         more = True
         while more and time.monotonic() < deadline:
@@ -78,6 +80,19 @@ class Purger:
         self._since = _BEGINNING
         self._pages: deque[_Page] = deque()
         self._began_at = time.monotonic()
+
+    def _may_go_on(self) -> bool:
+        """In a cluster: whether all nodes are there. Notes when they have told each other everything."""
+        now = time.monotonic()
+        members = _members(self._client)
+        self._is_interrupted = members is None
+        if members is None:
+            # A node that was away may come back with branches that nobody has seen: all waiting begins anew.
+            self._forget_pages()
+            return False
+        if _have_told_everything(self._client, members):
+            self._quiet_at = now
+        return True
 
     def _forget_pages(self) -> None:
         if self._pages:
@@ -99,16 +114,20 @@ class Purger:
             self._note(self._since, rows)
             self._since = last
             more = len(rows) == _PAGE
-        if self._pages and time.monotonic() - self._pages[0].seen_at >= delay:
-            page = self._pages.popleft()
+        if self._pages and self._is_ripe(self._pages[0], delay):
+            page = self._pages[0]
             rows, _ = self._read(page.since, page.rows)
             now = dict(_tombstones(rows))
             self._purge({id_: leaves for id_, leaves in page.tombstones.items() if now.get(id_) == leaves})
+            self._pages.popleft()
             self._note(
                 page.since, [row for row in rows if page.tombstones.get(row["id"]) not in {None, now.get(row["id"])}]
             )
             more = True
         return more
+
+    def _is_ripe(self, page: _Page, delay: float) -> bool:
+        return time.monotonic() - page.seen_at >= delay and page.seen_at < self._quiet_at
 
     def _note(self, since: str, rows: list[dict[str, Any]]) -> None:
         tombstones = dict(_tombstones(rows))
@@ -137,15 +156,25 @@ def may_purge(client: Client, database: str) -> bool:
 
 def is_whole(client: Client) -> bool:
     """Whether all nodes of the cluster are there, and have told each other everything. Raises what the client does."""
+    members = _members(client)
+    return members is not None and _have_told_everything(client, members)
+
+
+def _members(client: Client) -> list[str] | None:
+    """The nodes of the cluster; None while one is away."""
     membership = client.ask("GET", "/_membership").body
-    if not set(membership["cluster_nodes"]) <= set(membership["all_nodes"]):
-        return False
-    return all(_has_told_everything(client, node) for node in membership["cluster_nodes"])
+    members: list[str] = membership["cluster_nodes"]
+    return members if set(members) <= set(membership["all_nodes"]) else None
 
 
-def _has_told_everything(client: Client, node: str) -> bool:
+def _have_told_everything(client: Client, nodes: Sequence[str]) -> bool:
+    return all(_jobs(client, node) == 0 for node in nodes)
+
+
+def _jobs(client: Client, node: str) -> int:
+    """How many parts of databases this node has yet to tell others of."""
     system = client.ask("GET", f"/_node/{node}/_system").body
-    return int(system.get("internal_replication_jobs", 0)) == 0
+    return int(system.get("internal_replication_jobs", 0))
 
 
 def _tombstones(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Leaves]]:

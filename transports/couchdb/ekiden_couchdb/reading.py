@@ -50,8 +50,8 @@ def read_rows(client: Client, database: str, rows: Rows, *, limit: int, with_doc
     }
     if with_documents:
         query["include_docs"] = "true"
-    answer = client.ask("GET", f"/{database}/_all_docs", query=query)
-    return [Row(row["id"], row["value"]["rev"], row.get("doc")) for row in answer.body["rows"] if "id" in row]
+    found = client.rows(client.ask("GET", f"/{database}/_all_docs", query=query))
+    return [Row(row["id"], row["value"]["rev"], row.get("doc")) for row in found if "id" in row]
 
 
 def read_documents(
@@ -63,7 +63,7 @@ def read_documents(
     for start in range(0, len(ids), KEYS_AT_ONCE):
         some = list(ids[start : start + KEYS_AT_ONCE])
         answer = client.ask("POST", f"/{database}/_all_docs", {"keys": some}, query=query, harmless=True)
-        for each in map(_found, answer.body["rows"]):
+        for each in map(_found, client.rows(answer)):
             found[each.id] = each
     return found
 

@@ -9,7 +9,6 @@ In a cluster, what others have written in vain may become visible when our revis
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from ekiden.message import LOST, SETTLED, Delivery, Ending, PublishOutcome, Sett
 
 from ekiden_couchdb.claiming import NODES_DIFFER_SECONDS
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
-from ekiden_couchdb.documents import Document, generation, note_of
+from ekiden_couchdb.documents import Document, attempts_of, generation, note_of, note_revision, until
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Held, Holdings, Tag
 from ekiden_couchdb.publishing import Publisher
@@ -86,15 +85,15 @@ class Settler:
         Raises what the client raises; then some may have been given back.
         """
         with self._client.one_deadline():
-            until = math.ceil((self._client.latest_server_time() + delay) * 1000) if delay > 0 else 0
+            again = until(self._client.latest_server_time(), delay) if delay > 0 else 0
             for database, some in _by_database(held):
                 # A revision is a hash of what is written: without something fresh it may have been there before.
-                changes = {"until": until, "token": "", "owner": "", "given_back": os.urandom(8).hex()}
+                changes = {"until": again, "token": "", "owner": "", "given_back": os.urandom(8).hex()}
                 documents = {
                     each.id: {
                         **each.document,
                         **changes,
-                        "attempts": each.document["attempts"] - attempts_less,
+                        "attempts": max(0, attempts_of(each.document) - attempts_less),
                         "_rev": each.rev,
                     }
                     for each in some
@@ -230,7 +229,7 @@ class Settler:
 
     def _delete(self, database: str, some: list[Held]) -> list[BulkAnswer]:
         deletions: list[Document] = [_deleted(held.id, held.rev) for held in some]
-        notes = [_deleted(note_of(held.id), held.document["note"]) for held in some if held.document.get("note")]
+        notes = [_deleted(note_of(held.id), note) for held in some if (note := note_revision(held.document))]
         answers = self._client.bulk(database, deletions + notes)[: len(some)]
         gone = [held.id for held, answer in zip(some, answers, strict=True) if answer.outcome in _WRITTEN]
         if self._client.is_cluster():
@@ -267,8 +266,8 @@ class Settler:
 
     def _write_longer(self, database: str, some: list[Held]) -> list[BulkAnswer]:
         lease = self._lease + (NODES_DIFFER_SECONDS if self._client.is_cluster() else 0.0)
-        until = math.ceil((self._client.latest_server_time() + lease) * 1000)
-        documents = [{**held.document, "until": until, "_rev": held.rev} for held in some]
+        end = until(self._client.latest_server_time(), lease)
+        documents = [{**held.document, "until": end, "_rev": held.rev} for held in some]
         answers = self._client.bulk(database, documents)
         for held, answer in zip(some, answers, strict=True):
             if answer.outcome in _WRITTEN:

@@ -86,7 +86,7 @@ class Store:
                 "attachments": "true",
             }
             answer = self._client.ask("GET", f"/{self.name}/_all_docs", query=query, accept={HTTPStatus.NOT_FOUND})
-            rows = [] if answer.status == HTTPStatus.NOT_FOUND else answer.body["rows"]
+            rows = [] if answer.status == HTTPStatus.NOT_FOUND else self._client.rows(answer)
             yield from (row["doc"] for row in rows if row.get("doc"))
             if len(rows) < AT_ONCE:
                 return
@@ -178,7 +178,7 @@ class Store:
             harmless=True,
             deadline=deadline,
         )
-        rows = [] if answer.status == HTTPStatus.NOT_FOUND else answer.body["rows"]
+        rows = [] if answer.status == HTTPStatus.NOT_FOUND else self._client.rows(answer)
         return {row["id"]: row["doc"] for row in rows if row.get("doc")}
 
     def _read_one(self, id_: str, deadline: float) -> Document | None:

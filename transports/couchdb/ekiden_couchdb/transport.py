@@ -20,6 +20,7 @@ from ekiden_couchdb.listener import CouchDBListener
 from ekiden_couchdb.options import CouchDBOptions
 from ekiden_couchdb.publishing import Publisher
 from ekiden_couchdb.replies import ReplyQueues
+from ekiden_couchdb.set_aside import SetAside
 from ekiden_couchdb.signals import Signals
 from ekiden_couchdb.warnings import warnings_about
 
@@ -48,6 +49,7 @@ class CouchDBTransport(Transport):
         self._generations = Generations(self._client)
         self._signals = Signals(self._client)
         self._replies = ReplyQueues(self._client)
+        self._set_aside = SetAside()
         self._publisher = Publisher(self._client, self._generations, self._signals, self._replies)
         self._open: set[CouchDBConsumer | CouchDBListener] = set()
         self._closed = False
@@ -61,7 +63,7 @@ class CouchDBTransport(Transport):
     ) -> Consumer:
         self._check_open()
         consumer = CouchDBConsumer(
-            Shared(self._client, self._generations, self._signals, self._publisher, self._replies),
+            Shared(self._client, self._generations, self._signals, self._publisher, self._replies, self._set_aside),
             queues,
             left=self._open.discard,
             lease=lease,
@@ -78,7 +80,7 @@ class CouchDBTransport(Transport):
 
     def depth(self, queue: str) -> Depth:
         self._check_open()
-        return browsing.depth(self._client, self._generations, queue)
+        return browsing.depth(self._client, self._generations, self._set_aside, queue)
 
     def purge(self, queue: str) -> int:
         self._check_open()
@@ -111,6 +113,7 @@ class CouchDBTransport(Transport):
             one.abandon()
         self._open = set()
         self._client.forget()
+        self._set_aside = SetAside()
         self._generations.forget()
         self._signals.forget()
         self._replies.forget()
