@@ -7,10 +7,19 @@ has expired is deleted by ``tidying``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from ekiden.errors import BackendError
-from ekiden.results import Backend, BeginOutcome, Begun, Joined, Record, Start, StoredResult
+from ekiden.errors import BackendError, BackendRefused
+from ekiden.results import (
+    Backend,
+    BeginOutcome,
+    Begun,
+    Joined,
+    Record,
+    Start,
+    StoredResult,
+    refuse_unstorable,
+)
 from ekiden.states import may_follow
 from ekiden.urls import BrokerURL
 
@@ -19,14 +28,18 @@ from ekiden_couchdb.client import Client
 from ekiden_couchdb.joins import Joins
 from ekiden_couchdb.store import DELETION, Store
 from ekiden_couchdb.store_documents import Document, task_document
-from ekiden_couchdb.stored_results import task_in
+from ekiden_couchdb.stored_results import known_task
 from ekiden_couchdb.tidying import Tidying
 from ekiden_couchdb.waits import Waits
 from ekiden_couchdb.warnings import warnings_about
 
 
 class CouchDBRefused(BackendError):
-    """The server will not do it, however often it is asked: a password, a right, a size."""
+    """The server will not do it as it is set up now: a password, a right, a missing database."""
+
+
+class CouchDBTooLarge(CouchDBRefused, BackendRefused):
+    """The server does not take a value of this size."""
 
 
 class CouchDBBackend(Backend):
@@ -34,14 +47,14 @@ class CouchDBBackend(Backend):
 
     def __init__(self, url: BrokerURL) -> None:
         self._url = str(url)
-        self._client = Client(url, unavailable=BackendError, refused=CouchDBRefused)
+        self._client = Client(url, unavailable=BackendError, refused=CouchDBRefused, too_large=CouchDBTooLarge)
         self._results = Store(self._client, self._client.database("results"))
         self._records = Store(self._client, self._client.database("records"))
         self._begin_anew()
         self._closed = False
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
-        self._check_open()
+        self._check(result.task_id for result in results)
         answers = [False] * len(results)
         numbers: defaultdict[str, list[int]] = defaultdict(list)
         for number, result in enumerate(results):
@@ -49,7 +62,7 @@ class CouchDBBackend(Backend):
 
         def decide(id_: str, document: Document | None) -> Document | None:
             now = self._results.now()
-            task = old = task_in(document, results[numbers[id_][0]].task_id, now)
+            task = old = known_task(self._results, document, results[numbers[id_][0]].task_id, now)
             for number in numbers[id_]:
                 new, stored = results[number], task.result
                 answers[number] = stored is None or may_follow(stored.state, stored.step, new.state, new.step)
@@ -62,27 +75,27 @@ class CouchDBBackend(Backend):
         return answers
 
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
-        self._check_open()
+        self._check(ids)
         if not ids:
             return []
         found = self._results.read({task_document(task_id) for task_id in ids})
         now = self._results.now()
-        return [task_in(found.get(task_document(task_id)), task_id, now).told() for task_id in ids]
+        return [known_task(self._results, found.get(task_document(each)), each, now).told() for each in ids]
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
-        self._check_open()
+        self._check(ids)
         return self._waits.wait(ids, timeout)
 
     def wake(self) -> None:
         self._waits.wake()
 
     def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
-        self._check_open()
+        self._check(ids)
         with self._client.one_deadline(by=deadline):
             self._results.change({task_document(task_id) for task_id in ids}, _deleted)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
-        self._check_open()
+        self._check(text for start in starts for text in (start.task_id, start.message_id))
         answers: dict[int, Begun] = {}
         numbers: defaultdict[str, list[int]] = defaultdict(list)
         for number, start in enumerate(starts):
@@ -90,7 +103,7 @@ class CouchDBBackend(Backend):
 
         def decide(id_: str, document: Document | None) -> Document | None:
             now = self._results.now()
-            task = old = task_in(document, starts[numbers[id_][0]].task_id, now)
+            task = old = known_task(self._results, document, starts[numbers[id_][0]].task_id, now)
             for number in numbers[id_]:
                 answers[number] = task.answer(starts[number])
                 if answers[number].outcome is BeginOutcome.GO:
@@ -103,25 +116,25 @@ class CouchDBBackend(Backend):
         return [answers[number] for number in range(len(starts))]
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        self._check_open()
+        self._check((join_id, member))
         joined = self._joins.join(join_id, member, outcome, size=size, expires=expires)
         self._tidying.ask()
         return joined
 
     def read(self, keys: Sequence[str]) -> list[Record | None]:
-        self._check_open()
+        self._check(keys)
         return records.read(self._records, keys)
 
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
-        self._check_open()
+        self._check((key,))
         version = records.write(self._records, key, value, expected_version=expected_version, expires=expires)
         self._tidying.ask()
         return version
 
     def scan(self, prefix: str) -> list[Record]:
-        self._check_open()
+        self._check((prefix,))
         return records.scan(self._records, prefix)
 
     def warnings(self) -> list[str]:
@@ -143,6 +156,11 @@ class CouchDBBackend(Backend):
         self._waits = Waits(self._client, self._results)
         self._joins = Joins(self._records)
         self._tidying = Tidying(self._client, (self._results, self._records))
+
+    def _check(self, texts: Iterable[str]) -> None:
+        """Refuse what can be no id or key, and every call after ``close``."""
+        self._check_open()
+        refuse_unstorable(texts)
 
     def _check_open(self) -> None:
         if self._closed:

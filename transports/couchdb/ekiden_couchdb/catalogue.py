@@ -17,18 +17,26 @@ the one that lets it live longer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 from http import HTTPStatus
 from typing import Any, Self
 
 import msgspec
+from ekiden.loggers import safe_logger
 
-from ekiden_couchdb.client import Client
+from ekiden_couchdb.client import BulkOutcome, Client
 
+logger = safe_logger(__name__)
+
+FORMAT = 1
 KIND = "generations"
+MESSAGES = "messages"
+"""What the databases of messages are called, behind the prefix."""
 _DOCUMENT = "catalogue"
 _REMEMBERED_NAMES = 200
+_NAME = re.compile(r"[a-z0-9_$()+-]*")
 
 
 class Stage(IntEnum):
@@ -111,10 +119,14 @@ class Catalogue(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CatalogueStore:
-    """Reads and writes the catalogue. Raises what the client raises."""
+    """Reads and writes the catalogue. Raises what the client raises.
+
+    What cannot be read is as if there were none: it is copied aside, and written over by the next ``save``.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._unreadable = ""  # the revision of one
         self.database = client.database(KIND)
 
     def load(self) -> Catalogue | None:
@@ -123,12 +135,16 @@ class CatalogueStore:
         answer = self._client.ask("GET", self._path, query=query, accept={HTTPStatus.NOT_FOUND})
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
-        catalogue = _decoded(answer.body)
-        conflicts = answer.body.get("_conflicts", [])
+        catalogue = self._decoded(answer.body)
+        conflicts = [str(rev) for rev in answer.body.get("_conflicts", [])]
         for rev in conflicts:
             branch = self._client.ask("GET", self._path, query={"rev": rev}, accept={HTTPStatus.NOT_FOUND})
-            if branch.status != HTTPStatus.NOT_FOUND:
-                catalogue = catalogue.merged(_decoded(branch.body))
+            if branch.status != HTTPStatus.NOT_FOUND and (other := self._decoded(branch.body)) is not None:
+                rev = str(answer.body["_rev"])  # whatever is written goes over the visible branch
+                catalogue = msgspec.structs.replace(other, rev=rev) if catalogue is None else catalogue.merged(other)
+        if catalogue is None:
+            self._set_aside(answer.body)
+            return None
         if conflicts:
             self._end_conflict(catalogue, conflicts)
         return catalogue
@@ -138,14 +154,58 @@ class CatalogueStore:
 
         None: somebody else was quicker, or too few nodes of a cluster have it to rely on; load it again.
         """
-        answer = self._client.ask("PUT", self._path, _encoded(catalogue), accept={HTTPStatus.CONFLICT})
-        if answer.status != HTTPStatus.CREATED:
-            return None
-        return msgspec.structs.replace(catalogue, rev=answer.body["rev"])
+        document = _encoded(catalogue)
+        if not catalogue.rev and self._unreadable:
+            document["_rev"] = self._unreadable
+        (answer,) = self._client.bulk(self.database, [document])
+        match answer.outcome:
+            case BulkOutcome.OK:
+                self._unreadable = ""
+                return msgspec.structs.replace(catalogue, rev=answer.rev)
+            case BulkOutcome.ACCEPTED | BulkOutcome.CONFLICT:
+                return None
+            case BulkOutcome.FORBIDDEN:
+                raise self._client.errors.refused(
+                    f"{self._client.place}: {self.database} does not take the catalogue ({answer.reason})."
+                )
+            case BulkOutcome.ERROR:
+                raise self._client.errors.unavailable(
+                    f"{self._client.place}: the catalogue could not be stored in {self.database} ({answer.reason})."
+                )
 
     @property
     def _path(self) -> str:
         return f"/{self.database}/{_DOCUMENT}"
+
+    def _decoded(self, document: dict[str, Any]) -> Catalogue | None:
+        """What a document says; None where it cannot be read. Raises ``refused`` for that of a later version."""
+        written = document.get("format", FORMAT)
+        if isinstance(written, int) and written > FORMAT:
+            raise self._client.errors.refused(
+                f"{self._client.place}: the catalogue in {self.database} is of a later version of ekiden: use that one."
+            )
+        try:
+            catalogue = msgspec.convert(document, Catalogue)
+        except msgspec.ValidationError:
+            return None
+        known = tuple(each for each in map(_sane, catalogue.generations) if is_generation(self._client, each.name))
+        return msgspec.structs.replace(catalogue, generations=known, rev=document["_rev"]) if known else None
+
+    def _set_aside(self, document: dict[str, Any]) -> None:
+        """Copy it to where it is in nobody's way, and say so, once for each revision."""
+        rev = str(document["_rev"])
+        if rev == self._unreadable:
+            return
+        copy = {name: value for name, value in document.items() if not name.startswith("_")}
+        self._client.bulk(self.database, [{**copy, "_id": f"{_DOCUMENT}-unreadable-{rev}"}])
+        self._unreadable = rev
+        logger.error(
+            "%s: the catalogue cannot be read, so it is set aside as %s-unreadable-%s, and made anew of the databases "
+            "that are there",
+            self.database,
+            _DOCUMENT,
+            rev,
+        )
 
     def _end_conflict(self, merged: Catalogue, losers: Iterable[str]) -> None:
         """Store what the branches say together over the visible one; only then end the others."""
@@ -154,16 +214,23 @@ class CatalogueStore:
                 self._client.ask("DELETE", self._path, query={"rev": rev}, accept={HTTPStatus.CONFLICT})
 
 
+def is_generation(client: Client, name: str) -> bool:
+    """Whether a database of this name may be one of ours for messages: what is not is neither read nor deleted."""
+    plain = client.database(MESSAGES)
+    return name == plain or (name.startswith(f"{plain}-") and bool(_NAME.fullmatch(name.removeprefix(plain))))
+
+
+def _sane(generation: Generation) -> Generation:
+    """The same; at a stage that is none it is read, and never deleted."""
+    is_known = any(generation.stage == stage for stage in Stage)
+    return generation if is_known else msgspec.structs.replace(generation, stage=int(Stage.OPEN))
+
+
 def _ordered(generations: Iterable[Generation]) -> tuple[Generation, ...]:
     return tuple(sorted(generations, key=lambda each: (each.opens, each.name)))
-
-
-def _decoded(document: dict[str, Any]) -> Catalogue:
-    catalogue = msgspec.convert(document, Catalogue)
-    return msgspec.structs.replace(catalogue, rev=document["_rev"])
 
 
 def _encoded(catalogue: Catalogue) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(catalogue)
     rev = document.pop("rev", "")
-    return document | ({"_rev": rev} if rev else {})
+    return {"_id": _DOCUMENT, **document} | ({"_rev": rev} if rev else {})

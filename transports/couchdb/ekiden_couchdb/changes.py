@@ -10,6 +10,8 @@ broke is opened anew after a pause, which grows while that fails.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from ekiden.errors import EkidenError
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client, Feed
+from ekiden_couchdb.odd_json import readable
 
 logger = safe_logger(__name__)
 
@@ -67,8 +70,8 @@ class Changes:
 
     The thread calls ``heard`` for each change, ``began`` when it follows from a new place on (what was changed before
     may have been missed, what is changed from now on is not), and ``failed`` when it has stopped to follow. They must
-    be quick and raise nothing. ``trouble`` and ``trouble_since`` (monotonic) say why it does not follow now; both are
-    None while it does.
+    be quick. What one of them raises is logged, and the thread goes on: nobody would begin it again. ``trouble`` and
+    ``trouble_since`` (monotonic) say why it does not follow now; both are None while it does.
     """
 
     def __init__(
@@ -104,8 +107,11 @@ class Changes:
         return self.trouble_since is None
 
     def start(self) -> None:
-        """Begin to follow."""
-        self._thread.start()
+        """Begin to follow. Raises ``unavailable`` where the system has no more threads."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise self._client.errors.unavailable(f"no thread can be started for a feed: {error}.") from error
 
     def end(self) -> None:
         """Have the thread end, without waiting for it."""
@@ -136,7 +142,7 @@ class Changes:
                 self.trouble = self._client.errors.crashed(name, bug)
             if self.is_live:
                 self.trouble_since = time.monotonic()
-                self._failed()
+                self._tell(self._failed)
             if time.monotonic() - began >= LASTING_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             self._closed.wait((REFUSED_PAUSE_SECONDS if is_refused else pause) * (0.5 + random() / 2))
@@ -148,7 +154,7 @@ class Changes:
         try:
             if self._find_a_new_place():
                 self._note_live()
-                self._began()
+                self._tell(self._began)
             query = {
                 "feed": "continuous",
                 "since": self._since if isinstance(self._since, str) else msgspec.json.encode(self._since).decode(),
@@ -191,20 +197,33 @@ class Changes:
             self._note_live()
             if not text.strip():
                 continue
-            try:
-                line = _decode_line(text)
-            except msgspec.DecodeError as error:
-                raise self._client.errors.unavailable(
-                    f"{self._client.place}: the feed of {self._database} said something that is no change: {error}."
-                ) from error
+            line = self._line(text)
+            if line is None:
+                continue
             if line.error:
                 raise self._client.errors.unavailable(
                     f"{self._client.place} has ended the feed of {self._database} ({line.error}: {line.reason})."
                 )
             if line.seq is None:  # the server is about to stop
                 return
-            self._heard(Change(line.id, line.doc))
+            self._tell(functools.partial(self._heard, Change(line.id, line.doc)))
             self._since = line.seq
+
+    def _line(self, text: bytes) -> _Line | None:
+        """What a line says; None for one that cannot be read, which is passed over: it would come again and again."""
+        try:
+            return _decode_line(text)
+        except (ValueError, RecursionError) as error:
+            with contextlib.suppress(ValueError, RecursionError):
+                return _decode_line(readable(text))
+            logger.error("the feed of %s said something that is no change: %s", self._database, error)
+            return None
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as bug:
+            logger.critical("what the feed of %s said could not be heard: %r", self._database, bug, exc_info=bug)
 
 
 def newest_sequence(client: Client, database: str) -> Any:

@@ -174,8 +174,8 @@ class Claimer:
         for database in self._generations.readable():
             try:
                 rows = read_rows(self._client, database, SLOTS, limit=_SLOTS_AT_ONCE)
-                unused = [row for row in rows if self._is_unused(database, row, long_ago)]
-                self._client.bulk(database, [{"_id": row.id, "_rev": row.rev, "_deleted": True} for row in unused])
+                if unused := [row for row in rows if self._is_unused(database, row, long_ago)]:
+                    self._client.bulk(database, [{"_id": row.id, "_rev": row.rev, "_deleted": True} for row in unused])
             except BrokerRefused as error:
                 if not self._client.is_missing(error):
                     raise

@@ -8,7 +8,6 @@ server is away.
 
 from __future__ import annotations
 
-import logging
 import ssl
 import threading
 import time
@@ -17,13 +16,14 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from ekiden.loggers import safe_logger
 from ekiden.urls import Host
 
 from ekiden_couchdb.connection import Connection, deadline_context
 from ekiden_couchdb.errors import LATE, TROUBLE, NotJSON, Overdue
 from ekiden_couchdb.options import address_of
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 _MOST_IDLE = 100
 LOOK_SECONDS = 2.0
@@ -183,7 +183,16 @@ class Connections:
             self._looking = thread
 
     def _look(self) -> None:
-        """Until no server is away any more."""
+        try:
+            self._look_until_all_are_back()
+        except BaseException as bug:
+            logger.critical("the thread that looks for CouchDB's nodes has failed: %r", bug, exc_info=bug)
+            with self._lock:  # all are tried anew, and one that does not answer gets another thread
+                self._away = frozenset()
+                self._choose()
+                self._looking = None
+
+    def _look_until_all_are_back(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             with self._lock:
                 away = self._away
@@ -202,10 +211,6 @@ class Connections:
             connection.connect(deadline)
             answer = connection.exchange("GET", "/_up", None, {"Accept": "application/json"}, deadline)
         except (*TROUBLE, NotJSON):
-            return False
-        except Exception:
-            # Whatever it is, this thread is the only one that would find the server again.
-            logger.exception("it cannot be told whether CouchDB at %s answers again", address_of(host))
             return False
         finally:
             connection.close()

@@ -18,13 +18,16 @@ from enum import Enum
 from http import HTTPStatus
 
 import msgspec
+from ekiden.loggers import safe_logger
 
-from ekiden_couchdb.catalogue import Catalogue, CatalogueStore, Generation, Stage
+from ekiden_couchdb.catalogue import MESSAGES, Catalogue, CatalogueStore, Generation, Stage
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.errors import is_not_permitted, refusal_in
 from ekiden_couchdb.moving import Mover
 from ekiden_couchdb.purging import Purger, may_purge
-from ekiden_couchdb.rotation import KIND, Limits, Rotation, create_database, create_generation, existing_generations
+from ekiden_couchdb.rotation import Limits, Rotation, create_database, create_generation, existing_generations
+
+logger = safe_logger(__name__)
 
 LIMITS = Limits()
 
@@ -33,6 +36,9 @@ _PERMISSIONS_KEPT_SECONDS = 600.0
 _BUSY_PAUSE_SECONDS = 0.1
 _WORKING_SECONDS = 0.1
 _MANY_DELETED = 500
+_AFTER_AN_ERROR_SECONDS = 60.0
+_LONGEST_LEASE_SECONDS = 7 * 86400.0
+"""What a catalogue says that is longer is not believed: for so long no purge waits."""
 _SEALED_WITHIN_SECONDS = 300.0
 
 
@@ -106,18 +112,24 @@ class Generations:
     def tidy(self) -> None:
         """Do some of what is to be done about tombstones; call it often, it knows when.
 
-        Takes a fraction of a second where the server answers. Never raises for one that is busy or refuses.
+        Takes a fraction of a second where the server answers. Raises nothing: nothing is lost by what it could not do,
+        and the next round begins where this one ended.
         """
         if time.monotonic() < self._tidy_at or self._closed or not self._tidying.acquire(blocking=False):
             return
+        more = False
+        pause = self._limits.tidied_every * random.uniform(0.8, 1.2)
         try:
             with self._client.one_deadline():
                 more = self._tidy()
         except (self._client.errors.unavailable, self._client.errors.refused):
-            more = False  # nothing is lost by it; the next round begins where this one ended
+            pass  # it is busy, or refuses
+        except Exception:
+            # Whoever receives calls this, and must not end because of it.
+            logger.exception("the databases of messages could not be tidied")
+            pause = max(pause, _AFTER_AN_ERROR_SECONDS)
         finally:
             self._tidying.release()
-        pause = self._limits.tidied_every * random.uniform(0.8, 1.2)
         self._tidy_at = time.monotonic() + (min(_BUSY_PAUSE_SECONDS, pause) if more else pause)
 
     def warnings(self) -> list[str]:
@@ -178,7 +190,7 @@ class Generations:
     def _begin(self) -> Catalogue:
         """The first catalogue, of the databases that are there, or of a new one."""
         self._begun_at = time.monotonic()
-        plain = self._client.database(KIND)
+        plain = self._client.database(MESSAGES)
         names = existing_generations(self._client)
         if names is None:
             names = [] if self._prepared() is None else [plain]
@@ -202,7 +214,7 @@ class Generations:
 
     def _prepared(self) -> Catalogue | None:
         """The one database that an administrator has made for those who may make none; None where it is missing."""
-        plain = self._client.database(KIND)
+        plain = self._client.database(MESSAGES)
         answer = self._client.ask("GET", f"/{plain}", accept={HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
         return None if answer.status == HTTPStatus.NOT_FOUND else Catalogue((Generation(plain, opens=0),))
 
@@ -231,7 +243,7 @@ class Generations:
             return False
         self._remember(catalogue, read_at)
         now = self._now()
-        if catalogue.tidier != self._identity and catalogue.tidier_until > now:
+        if catalogue.tidier != self._identity and now < catalogue.tidier_until <= now + 2000 * _TIDIER_SECONDS:
             return False  # somebody else does it
         if not self._has_work(catalogue):
             return False
@@ -287,7 +299,8 @@ class Generations:
     def _purge(self, catalogue: Catalogue) -> bool:
         """Purge in each database that takes messages. Whether there is more."""
         deadline = time.monotonic() + _WORKING_SECONDS
-        delay = max(self._limits.evidence, 2 * catalogue.longest_lease) if self._client.is_cluster() else 0.0
+        lease = min(catalogue.longest_lease, _LONGEST_LEASE_SECONDS)
+        delay = max(self._limits.evidence, 2 * lease) if self._client.is_cluster() else 0.0
         names = [each.name for each in catalogue.generations if each.stage == Stage.OPEN]
         self._purgers = {name: self._purgers.get(name) or Purger(self._client, name) for name in names}
         unfinished = [name for name, purger in self._purgers.items() if purger.step(delay=delay, deadline=deadline)]

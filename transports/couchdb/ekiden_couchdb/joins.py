@@ -15,11 +15,10 @@ two arrivals the later one sees the other's branch, since their quorums meet; so
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from uuid import uuid4
 
 import msgspec
@@ -38,8 +37,6 @@ from ekiden_couchdb.store_documents import (
     packed,
     unpacked,
 )
-
-logger = logging.getLogger(__name__)
 
 REMEMBERED = 32
 LONGEST_REMEMBERED = 10_000
@@ -127,10 +124,10 @@ class Joins:
     ) -> _Arrival:
         now = self._store.now()
         (join_at, branches), (member_at, before), (name, outcome) = join, brought, member
-        head = _head_of(branches, now)
+        head = _head_of(self._store, branches, now)
         changed = head or _Head(uuid4().hex, ())
         edits: list[Edit] = []
-        if _outcome_in(before, changed) is None:
+        if _outcome_in(self._store, before, changed) is None:
             edits.append(Edit.of(member_at, before, {"born": changed.born, "member": name, **packed(outcome)}))
         if name not in changed.members:
             members = (*changed.members, name)
@@ -151,13 +148,13 @@ class Joins:
         while True:
             outcomes: dict[str, bytes] = {}
             for document in self._store.scan(members_of(join_at), members_of(join_at) + LAST):
-                outcome = _outcome_in(document, head)
+                outcome = _outcome_in(self._store, document, head)
                 if outcome is not None and isinstance(document.get("member"), str):
                     outcomes[document["member"]] = outcome
             missing = [member for member in head.members if member not in outcomes][:MOST_LOOKED_FOR]
             places = {member_document(join_id, member): member for member in missing}
             for id_, document in self._store.read_surely(places, deadline).items():
-                if (outcome := _outcome_in(document, head)) is not None:
+                if (outcome := _outcome_in(self._store, document, head)) is not None:
                     outcomes[places[id_]] = outcome
             found = {member: outcomes[member] for member in head.members if member in outcomes}
             if len(found) == len(head.members) or time.monotonic() >= give_up:
@@ -183,26 +180,26 @@ class Joins:
                         self._heads.popitem(last=False)
 
 
-def _head_of(branches: Sequence[Document], now: float) -> _Head | None:
+def _head_of(store: Store, branches: Sequence[Document], now: float) -> _Head | None:
     """What all ``branches`` say together, of those that have not ended and can be read; None where there are none."""
     found: _Head | None = None
     for document in branches:
         try:
             head = msgspec.convert(document, _Head)
         except msgspec.ValidationError as error:
-            logger.error("the join in the document %s cannot be read and begins anew: %s", document["_id"], error)
+            store.set_aside(document, error)
             continue
         if not has_ended(head.ends, now):
             found = head if found is None else found.merged(head)
     return found
 
 
-def _outcome_in(document: Mapping[str, object] | None, head: _Head) -> bytes | None:
+def _outcome_in(store: Store, document: Document | None, head: _Head) -> bytes | None:
     """What a member of this join brought, by its document; None for what is none, or of an earlier join."""
     if document is None or document.get("born") not in head.tokens():
         return None
     try:
         return unpacked(document)
     except BackendError as error:
-        logger.error("what a member of a join brought cannot be read: %s", error)
+        store.set_aside(document, error)
         return None

@@ -141,7 +141,7 @@ class CouchDBListener(Listener):
     def _hear(self, change: Change) -> None:
         try:
             event = _decode_event(change.doc)
-        except msgspec.ValidationError:
+        except (ValueError, RecursionError):
             return  # not one of ours
         with self._lock:
             if event.topic != self._topic or change.id in self._known:

@@ -19,9 +19,13 @@ from collections.abc import Collection
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
+
+from ekiden_couchdb.catalogue import is_generation
 from ekiden_couchdb.client import BulkOutcome, Client
-from ekiden_couchdb.documents import Document, Rows, after, is_message, note_of
+from ekiden_couchdb.documents import Document, Rows, after, note_of, place_in, until_of, why_unreadable
 from ekiden_couchdb.reading import Row, read_documents, read_leaves, read_rows, read_surely, visible
+from ekiden_couchdb.set_aside import SetAside
 
 AT_ONCE = 100
 MESSAGES = Rows("", "~")
@@ -30,12 +34,21 @@ MESSAGES = Rows("", "~")
 _NEVER = 253_402_300_799_000  # the last millisecond of the year 9999
 
 
+class _Mark(msgspec.Struct, frozen=True):
+    """Where a document goes, with which revision, and what its ``until`` was."""
+
+    to: str
+    until: int
+    rev: str
+
+
 class Mover:
     """Moves what nobody holds out of one database. Used by one thread at a time. Raises what the client raises."""
 
     def __init__(self, client: Client, database: str) -> None:
         self._client = client
         self._database = database
+        self._set_aside = SetAside()
         self._start = MESSAGES.start
 
     def step(self, target: str) -> bool:
@@ -52,9 +65,21 @@ class Mover:
 
     def _may_go(self, row: Row) -> bool:
         document = row.document
-        if document is None or not is_message(document):
+        if document is None:
             return False
-        return "moving" in document or document["until"] <= self._client.server_time() * 1000
+        why = why_unreadable(document) or (self._why_unmovable(document) if "moving" in document else None)
+        if why is not None:
+            self._set_aside.add(self._database, row.id, row.rev, why)
+            return False
+        return "moving" in document or until_of(document) <= self._client.server_time() * 1000
+
+    def _why_unmovable(self, document: Document) -> str | None:
+        """Why its mark is none of ours; None where it is. Nothing is written to a database of another kind."""
+        try:
+            mark = msgspec.convert(document["moving"], _Mark)
+        except msgspec.ValidationError as error:
+            return f"its mark cannot be read: {error}"
+        return None if is_generation(self._client, mark.to) else f"it is to go to {mark.to!r}, which holds no messages"
 
     def _marked(self, rows: list[Row], target: str) -> list[Document]:
         """The documents of ``rows`` with a mark; those that somebody else has changed meanwhile are left out."""
@@ -126,13 +151,13 @@ class Mover:
                 raise
             return None
         alive = [each for each in found.values() if each.document is not None]
-        return {wanted[each.id]: each.rev for each in alive if (each.document or {}).get("at") == wanted[each.id]}
+        return {wanted[each.id]: each.rev for each in alive if place_in(each.document or {}) == wanted[each.id]}
 
 
 def _with_mark(document: Document, target: str) -> Document:
     """``document`` on its way to ``target``: claimed by nobody, for ever."""
     moving = document.get("moving") or {
-        "until": document["until"],
+        "until": until_of(document),
         "rev": "1-" + blake2b(f"{document['_id']} {document['_rev']}".encode(), digest_size=16).hexdigest(),
     }
     return {**document, "until": _NEVER, "token": "", "owner": "", "moving": {**moving, "to": target}}

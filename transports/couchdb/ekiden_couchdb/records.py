@@ -6,8 +6,9 @@ r:KEY    key, version, body, and when it ends
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import msgspec
+from ekiden.errors import BackendError
 from ekiden.results import Record
 
 from ekiden_couchdb.store import DELETION, Store
@@ -28,14 +29,14 @@ def read(store: Store, keys: Sequence[str]) -> list[Record | None]:
         return []
     found = store.read({record_document(key) for key in keys})
     now = store.now()
-    return [_record(found.get(record_document(key)), now) for key in keys]
+    return [_record(store, found.get(record_document(key)), now) for key in keys]
 
 
 def scan(store: Store, prefix: str) -> list[Record]:
     """Every record whose key begins with ``prefix``, sorted by key."""
     first = record_document(prefix)
     now = store.now()
-    records = (_record(document, now) for document in store.scan(first, first + LAST))
+    records = (_record(store, document, now) for document in store.scan(first, first + LAST))
     return sorted((record for record in records if record is not None), key=lambda record: record.key)
 
 
@@ -48,7 +49,7 @@ def write(
     def decide(_id: str, document: Document | None) -> Document | None:
         nonlocal version
         now = store.now()
-        record = _record(document, now)
+        record = _record(store, document, now)
         version = 0 if record is None else record.version
         if expected_version not in {None, version}:
             version = None
@@ -68,7 +69,23 @@ def _document(key: str, value: bytes, version: int, ends: int | None) -> Documen
     return document if ends is None else {**document, "ends": ends}
 
 
-def _record(document: dict[str, Any] | None, now: float) -> Record | None:
-    if document is None or has_ended(document.get("ends"), now):
+def _record(store: Store, document: Document | None, now: float) -> Record | None:
+    """What a document says; None where it has ended, or is none of ours: that one is set aside."""
+    if document is None:
         return None
-    return Record(document["key"], unpacked(document), document["version"])
+    try:
+        stored = msgspec.convert(document, _Stored)
+        if record_document(stored.key) != document.get("_id"):
+            raise BackendError(f"The document {document.get('_id')!r} is not that of the key {stored.key!r}.")
+        return None if has_ended(stored.ends, now) else Record(stored.key, unpacked(document), stored.version)
+    except (msgspec.ValidationError, BackendError) as error:
+        store.set_aside(document, error)
+        return None
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """The fields of a record in its document, but for its body."""
+
+    key: str
+    version: int
+    ends: int | None = None

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Iterable
 
+from ekiden.message import REPLY_PREFIX
+
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.documents import Document, Rows, encoded_name
 from ekiden_couchdb.reading import read_documents, read_rows
@@ -85,7 +87,7 @@ class ReplyQueues:
         open_ones = {
             unknown[id_]
             for id_, each in found.items()
-            if each.document is not None and each.document.get("until", 0) > server_time
+            if each.document is not None and _until(each.document) > server_time
         }
         with self._lock:
             self._believed.update(dict.fromkeys(open_ones, now + _BELIEVED_SECONDS))
@@ -100,9 +102,26 @@ class ReplyQueues:
                 raise
             return []
         long_ago = (self._client.server_time() - KEPT_SECONDS) * 1000
-        documents = [row.document for row in rows if row.document is not None]
-        return [each for each in documents if each.get("until", 0) < long_ago][:_MOST_FORGOTTEN_AT_ONCE]
+        documents = [row.document for row in rows if row.document is not None and _queue(row.document)]
+        return [each for each in documents if _until(each) < long_ago][:_MOST_FORGOTTEN_AT_ONCE]
 
     def remove(self, document: Document) -> None:
         """One of ``abandoned`` is no more."""
         self._client.bulk(self._database, [{"_id": document["_id"], "_rev": document["_rev"], "_deleted": True}])
+
+
+def _queue(document: Document) -> str:
+    """The reply queue that a document is about; "" for what is none of ours: no other queue is emptied for it."""
+    queue = document.get("queue")
+    is_ours = (
+        isinstance(queue, str)
+        and queue.startswith(REPLY_PREFIX)
+        and document.get("_id") == f"reply:{encoded_name(queue)}"
+    )
+    return str(queue) if is_ours else ""
+
+
+def _until(document: Document) -> float:
+    """When it ends, in milliseconds; a moment that cannot be read has gone by."""
+    until = document.get("until")
+    return until if isinstance(until, int | float) else 0

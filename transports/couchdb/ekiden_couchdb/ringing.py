@@ -94,12 +94,16 @@ class Ringer:
 
     def _write_later(self) -> None:
         """The caller holds the lock."""
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="ekiden-couchdb-rings", daemon=True)
-            thread.start()
-            self._thread = thread
-        else:
+        if self._thread is not None:
             self._changed.notify_all()
+            return
+        thread = threading.Thread(target=self._run, name="ekiden-couchdb-rings", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads: whoever rings next writes it
+            logger.warning("no thread can be started that rings: %s", error)
+        else:
+            self._thread = thread
 
     def _run(self) -> None:
         try:

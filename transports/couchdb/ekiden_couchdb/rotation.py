@@ -20,11 +20,10 @@ from typing import Any
 
 import msgspec
 
-from ekiden_couchdb.catalogue import Catalogue, CatalogueStore, Generation, Stage
+from ekiden_couchdb.catalogue import MESSAGES, Catalogue, CatalogueStore, Generation, Stage
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.purging import is_whole
 
-KIND = "messages"
 SEAL = "_design/ekiden-sealed"
 
 _SEALED = """function (document, before) {
@@ -167,7 +166,7 @@ class Rotation:
         answer = self._client.ask("GET", f"/{name}/_all_docs", query=query, accept={HTTPStatus.NOT_FOUND})
         if answer.status == HTTPStatus.NOT_FOUND:
             return False, True
-        return True, all(row["id"].startswith("_") for row in answer.body["rows"])
+        return True, all(str(row.get("id")).startswith("_") for row in self._client.rows(answer))
 
     def _seal(self, name: str) -> bool:
         """Let the database refuse new documents. Whether it does now, or is not there at all."""
@@ -214,7 +213,7 @@ def create_generation(client: Client, *, like: str | None) -> str:
     """Create a database for messages under a name of its own, for whom ``like`` is for. Raises ``refused``."""
     now = time.time_ns() // 1_000_000
     stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(now // 1000)) + f"{now % 1000:03d}"
-    name = f"{client.database(KIND)}-{stamp}-{os.urandom(3).hex()}"
+    name = f"{client.database(MESSAGES)}-{stamp}-{os.urandom(3).hex()}"
     create_database(client, name, like=like)
     client.ask("PUT", f"/{name}/_revs_limit", _REVISIONS_KEPT, accept=range(400, 600))
     return name
@@ -234,7 +233,7 @@ def create_database(client: Client, name: str, *, like: str | None) -> None:
 
 def existing_generations(client: Client) -> list[str] | None:
     """The databases of messages that are there, by age; None where this user may not list databases."""
-    kind = client.database(KIND)
+    kind = client.database(MESSAGES)
     query = {"startkey": f'"{kind}"', "endkey": f'"{kind}.."'}
     answer = client.ask("GET", "/_all_dbs", query=query, accept=range(400, 500))
     if not isinstance(answer.body, list):

@@ -15,10 +15,13 @@ import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.changes import Change, Changes
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.ringing import Ringer
+
+logger = safe_logger(__name__)
 
 WITHOUT_FEED_SECONDS = 1.0
 """While there is no feed, so much time lies between two looks of a consumer."""
@@ -62,20 +65,30 @@ class Signals:
         waiter = Waiter(self, queues)
         with self._lock:
             self._waiters.add(waiter)
-            if self._changes is None and not self._closed:
-                self._heard_of = {}
-                changes = Changes(
-                    self._client,
-                    self._database,
-                    thread_name="ekiden-couchdb-signals",
-                    heard=self._hear,
-                    began=self._wake_all,
-                    failed=self._wake_all,
-                    with_documents=True,
-                )
-                changes.start()
-                self._changes = changes
+        self.follow()
         return waiter
+
+    def follow(self) -> None:
+        """Have the feed begin, if there is none. Raises nothing: while there is none, everybody looks."""
+        with self._lock:
+            if self._changes is not None or self._closed or not self._waiters:
+                return
+            self._heard_of = {}
+            changes = Changes(
+                self._client,
+                self._database,
+                thread_name="ekiden-couchdb-signals",
+                heard=self._hear,
+                began=self._wake_all,
+                failed=self._wake_all,
+                with_documents=True,
+            )
+            try:
+                changes.start()
+            except self._client.errors.unavailable as error:
+                logger.warning("%s", error)
+            else:
+                self._changes = changes
 
     @property
     def is_live(self) -> bool:
@@ -111,7 +124,7 @@ class Signals:
         """A document of ``ringing`` was written: wake those for whose queues it says something new."""
         try:
             rings = _decode_rings(change.doc)
-        except msgspec.ValidationError:
+        except (ValueError, RecursionError):
             return  # not one of ours
         known = self._heard_of.get(change.id, _NONE)
         before = known.rung if known.by == rings.by else {}
@@ -153,6 +166,7 @@ class Waiter:
             if left <= longest:
                 return False
             if not is_live:
+                self._signals.follow()
                 return True
 
     def wake(self) -> None:

@@ -17,6 +17,7 @@ from ekiden.errors import EkidenError
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
 from ekiden_couchdb.quorum import make_sure, take_back
 from ekiden_couchdb.reading import read_leaves, visible
+from ekiden_couchdb.set_aside import SetAside
 from ekiden_couchdb.store_documents import Document
 
 AT_ONCE = 250
@@ -57,7 +58,12 @@ class Store:
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
+        self._set_aside = SetAside()
         self.name = name
+
+    def set_aside(self, document: Document, why: object) -> None:
+        """This document cannot be read: say so, once. What is written under its id goes over it."""
+        self._set_aside.add(self.name, str(document.get("_id")), str(document.get("_rev")), why)
 
     def now(self) -> float:
         """The server's time, in seconds since the epoch: ours, unless the server's answers contradict it."""

@@ -16,7 +16,6 @@ because the size of a document is limited and that of its attachments is not.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +28,9 @@ LARGE_BYTES = 3 * 1024 * 1024
 """A body of so many bytes becomes an attachment."""
 
 LAST = "~"
+
+_LATEST = 2.0**53
+"""Milliseconds; no server need keep a larger whole number as it is. What ends later is kept for ever."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
 _ATTACHMENT = "body"
@@ -77,13 +79,16 @@ def unpacked(document: Mapping[str, Any]) -> bytes:
     try:
         data = document["body"] if "body" in document else document["_attachments"][_ATTACHMENT]["data"]
         return base64.b64decode(data, validate=True)
-    except (KeyError, TypeError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise BackendError(f"The document {document.get('_id')!r} was not stored by ekiden: it has no body.") from error
 
 
 def end_of(expires: float | None, now: float) -> int | None:
     """When what is stored now, to be kept for ``expires`` seconds, ends, in milliseconds; None is never."""
-    return None if expires is None else int((now + expires) * 1000)
+    if expires is None:
+        return None
+    end = (now + expires) * 1000
+    return int(end) if end < _LATEST else None
 
 
 def has_ended(end: int | None, now: float) -> bool:

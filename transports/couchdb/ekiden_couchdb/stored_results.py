@@ -18,6 +18,7 @@ from ekiden.errors import BackendError
 from ekiden.results import BeginOutcome, Begun, Start, StoredResult
 from ekiden.states import RETRY, STARTED, is_final
 
+from ekiden_couchdb.store import Store
 from ekiden_couchdb.store_documents import Document, end_of, has_ended, packed, unpacked
 
 _GO, _SECOND_COPY = Begun(BeginOutcome.GO), Begun(BeginOutcome.SECOND_COPY)
@@ -82,22 +83,37 @@ class Task(msgspec.Struct, frozen=True):
         return document
 
 
-def task_in(document: Mapping[str, Any] | None, task_id: str, now: float) -> Task:
-    """What is known of a task by its document. Raises BackendError for a document that is none of ours."""
+def known_task(store: Store, document: Document | None, task_id: str, now: float) -> Task:
+    """What is known of a task by its document. One that is none of ours is set aside: nothing is known by it."""
     if document is None:
         return Task(task_id)
     try:
+        return task_in(document, task_id, now)
+    except BackendError as error:
+        store.set_aside(document, error)
+        return Task(task_id)
+
+
+def task_in(document: Mapping[str, Any], task_id: str, now: float) -> Task:
+    """What is known of a task by its document. Raises BackendError for a document that is none of ours."""
+    try:
         note = msgspec.convert(document["begun"], Note) if "begun" in document else None
-        result = None
-        if "state" in document:
-            result = StoredResult(
-                task_id, document["state"], document["step"], unpacked(document), document.get("expires")
-            )
+        stored = msgspec.convert(document, _Stored) if "state" in document else None
     except (KeyError, msgspec.ValidationError) as error:
         raise BackendError(f"What is stored for task {task_id} was not stored by ekiden: {error}.") from error
-    result_ends = document.get("result_ends")
-    if has_ended(result_ends, now):
-        result, result_ends = None, None
+    result, result_ends = None, None
+    if stored is not None and not has_ended(stored.result_ends, now):
+        result = StoredResult(task_id, stored.state, stored.step, unpacked(document), stored.expires)
+        result_ends = stored.result_ends
     if note is not None and has_ended(note.ends, now):
         note = None
     return Task(task_id, result, result_ends, note)
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """The fields of a result in its document, but for its body."""
+
+    state: str
+    step: int
+    expires: float | None = None
+    result_ends: int | None = None

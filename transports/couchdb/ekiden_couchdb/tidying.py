@@ -31,6 +31,7 @@ TIDY_SECONDS = 60.0
 MORE_SECONDS = 5.0
 """Between two steps, and when there was more than one step could do."""
 
+_TURN_SECONDS = 2 * TIDY_SECONDS
 STEP_SECONDS = 2.0
 DELETED_AT_ONCE = 500
 CLUSTER_DELAY_SECONDS = 300.0
@@ -62,9 +63,15 @@ class Tidying:
         if time.monotonic() < self._next_at:
             return
         with self._lock:
-            if self._thread is None and not self._closed.is_set() and time.monotonic() >= self._next_at:
-                thread = threading.Thread(target=self._run, name="ekiden-couchdb-tidies", daemon=True)
+            if self._thread is not None or self._closed.is_set() or time.monotonic() < self._next_at:
+                return
+            thread = threading.Thread(target=self._run, name="ekiden-couchdb-tidies", daemon=True)
+            try:
                 thread.start()
+            except RuntimeError as error:  # no more threads
+                logger.warning("no thread can be started that tidies the result store: %s", error)
+                self._next_at = time.monotonic() + TIDY_SECONDS
+            else:
                 self._thread = thread
 
     def close(self) -> None:
@@ -107,12 +114,14 @@ class Tidying:
         if found.status != HTTPStatus.OK and _says_no_database(found.body):
             return False
         now = store.now()
-        if document.get("until", 0) > now and document.get("who") != self._who:
+        until = document.get("until")
+        is_taken = isinstance(until, int | float) and now < until <= now + 2 * _TURN_SECONDS
+        if is_taken and document.get("who") != self._who:
             return False
-        turn = {"who": self._who, "until": now + TIDY_SECONDS * 2}
+        turn = {"who": self._who, "until": now + _TURN_SECONDS}
         if "_rev" in document:
             turn["_rev"] = document["_rev"]
-        answer = self._client.ask("PUT", path, turn, accept={HTTPStatus.CONFLICT})
+        answer = self._client.ask("PUT", path, turn, accept={HTTPStatus.CONFLICT}, harmless=True)
         return answer.status != HTTPStatus.CONFLICT
 
     def _delete_ended(self, store: Store, deadline: float) -> bool:

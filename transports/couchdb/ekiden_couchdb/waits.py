@@ -26,7 +26,7 @@ from ekiden_couchdb.changes import Change, Changes
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.store import Store
 from ekiden_couchdb.store_documents import task_document
-from ekiden_couchdb.stored_results import task_in
+from ekiden_couchdb.stored_results import known_task
 
 logger = safe_logger(__name__)
 
@@ -170,7 +170,7 @@ class Waits:
         ids = {task_document(task_id): task_id for task_id in task_ids}
         found = self._store.read(ids.keys())
         now = self._store.now() if found else 0.0
-        results = (task_in(document, ids[id_], now).result for id_, document in found.items())
+        results = (known_task(self._store, document, ids[id_], now).result for id_, document in found.items())
         return {result.task_id: result for result in results if result is not None and is_final(result.state)}
 
     def _leave(self, wait: _Wait) -> None:
@@ -180,8 +180,12 @@ class Waits:
             self._forget_the_old(self._left_at)
             if not self._waiting and self._changes is not None and self._lingering is None:
                 lingering = threading.Thread(target=self._linger, name="ekiden-couchdb-results-linger", daemon=True)
-                lingering.start()
-                self._lingering = lingering
+                try:
+                    lingering.start()
+                except RuntimeError as error:  # no more threads: the feed goes on until the next wait ends
+                    logger.warning("no thread can be started that ends the feed of results: %s", error)
+                else:
+                    self._lingering = lingering
 
     def _forget_the_old(self, now: float) -> None:
         """Follow no longer what nobody has waited for lately. The caller holds the lock."""
@@ -204,8 +208,12 @@ class Waits:
                 began=self._note_beginning,
                 failed=self._look_soon,
             )
-            changes.start()
-            self._changes = changes
+            try:
+                changes.start()
+            except self._client.errors.unavailable as error:  # without a feed it is looked more often
+                logger.warning("%s", error)
+            else:
+                self._changes = changes
 
     def _hear(self, change: Change) -> None:
         """Something was stored for a task: whoever waits for it looks, or will when he comes."""
