@@ -25,6 +25,7 @@ from ekiden.urls import BrokerURL
 
 from ekiden_couchdb import records
 from ekiden_couchdb.client import Client
+from ekiden_couchdb.coordinators import Coordinators
 from ekiden_couchdb.joins import Joins
 from ekiden_couchdb.store import DELETION, Store
 from ekiden_couchdb.store_documents import Document, task_document
@@ -50,11 +51,13 @@ class CouchDBBackend(Backend):
         self._client = Client(url, unavailable=BackendError, refused=CouchDBRefused, too_large=CouchDBTooLarge)
         self._results = Store(self._client, self._client.database("results"))
         self._records = Store(self._client, self._client.database("records"))
+        self._coordinators = Coordinators(self._client, "results")
         self._begin_anew()
         self._closed = False
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
         self._check(result.task_id for result in results)
+        self._coordinators.look()
         answers = [False] * len(results)
         numbers: defaultdict[str, list[int]] = defaultdict(list)
         for number, result in enumerate(results):
@@ -96,6 +99,7 @@ class CouchDBBackend(Backend):
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         self._check(text for start in starts for text in (start.task_id, start.message_id))
+        self._coordinators.look()
         answers: dict[int, Begun] = {}
         numbers: defaultdict[str, list[int]] = defaultdict(list)
         for number, start in enumerate(starts):
@@ -117,6 +121,7 @@ class CouchDBBackend(Backend):
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
         self._check((join_id, member))
+        self._coordinators.look()
         joined = self._joins.join(join_id, member, outcome, size=size, expires=expires)
         self._tidying.ask()
         return joined
@@ -129,6 +134,7 @@ class CouchDBBackend(Backend):
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
         self._check((key,))
+        self._coordinators.look()
         version = records.write(self._records, key, value, expected_version=expected_version, expires=expires)
         self._tidying.ask()
         return version
@@ -139,7 +145,7 @@ class CouchDBBackend(Backend):
 
     def warnings(self) -> list[str]:
         self._check_open()
-        return warnings_about(self._client, "results")
+        return warnings_about(self._client, "results", self._coordinators)
 
     def close(self) -> None:
         self._closed = True
@@ -149,6 +155,7 @@ class CouchDBBackend(Backend):
 
     def forget_connections(self) -> None:
         self._client.forget()
+        self._coordinators.forget()
         self._begin_anew()
 
     def _begin_anew(self) -> None:

@@ -242,6 +242,33 @@ class Client:
             self._is_cluster = self._ask_whether_cluster()
         return self._is_cluster is not False
 
+    def addresses(self) -> tuple[str, ...]:
+        """The servers, in the order of the URL, as ``host:port``."""
+        return tuple(dict.fromkeys(map(address_of, self.place.hosts)))
+
+    def ask_in_order(self, addresses: Sequence[str]) -> None:
+        """Ask the first of ``addresses``, which are those of the URL, that answers."""
+        hosts = {address_of(host): host for host in self.place.hosts}
+        ordered = [hosts[address] for address in addresses]
+        if tuple(ordered) != self._connections.hosts:
+            self._connections.reorder(ordered)
+
+    def nodes_reached(self, times: int) -> set[str]:
+        """The names of the nodes that so many new connections lead to; none where we may not ask for them."""
+        names: set[str] = set()
+        for _ in range(times):
+            connection = self._connect(self.deadline())
+            try:
+                answer = self._authenticated(connection, "GET", "/_node/_local", None, self.deadline())
+            except (*TROUBLE, NotJSON) as error:
+                raise self.failed(error, connection.host) from error
+            finally:
+                connection.close()
+            if answer.status != HTTPStatus.OK or not isinstance(answer.body, dict):
+                return set()
+            names.add(str(answer.body.get("name")))
+        return names
+
     def server_time(self) -> float:
         """What the server's clock shows now at the least, in seconds since the epoch; at the most it is
         ``clock_error`` later."""

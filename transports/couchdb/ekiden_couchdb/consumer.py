@@ -18,6 +18,7 @@ from ekiden.transport import Consumer
 from ekiden_couchdb.browsing import empty
 from ekiden_couchdb.claiming import LOOK_AGAIN_SECONDS, Claimer
 from ekiden_couchdb.client import Client
+from ekiden_couchdb.coordinators import Coordinators
 from ekiden_couchdb.documents import owner_of
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Holdings
@@ -42,6 +43,7 @@ class Shared(msgspec.Struct, frozen=True):
     publisher: Publisher
     replies: ReplyQueues
     set_aside: SetAside
+    coordinators: Coordinators
 
 
 class CouchDBConsumer(Consumer):
@@ -65,6 +67,7 @@ class CouchDBConsumer(Consumer):
         self._generations = generations = shared.generations
         self._signals = signals = shared.signals
         self._replies = shared.replies
+        self._coordinators = shared.coordinators
         self._left = left
         self._queues = tuple(dict.fromkeys(queues))
         self._turns = deque(self._queues)
@@ -86,6 +89,7 @@ class CouchDBConsumer(Consumer):
         self._closed = False
         generations.leases(lease)
         with client.one_deadline():
+            self._coordinators.look()
             self._forget_abandoned_reply_queues()
             self._keep_reply_queues()
             recovered = self._claimer.recover()
@@ -159,6 +163,7 @@ class CouchDBConsumer(Consumer):
 
     def _tidy(self) -> None:
         """Remove what consumers leave behind: the slots of killed ones, and claims of ours that were lost."""
+        self._coordinators.look()
         now = time.monotonic()
         with contextlib.suppress(TransportError), self._client.one_deadline():  # nothing depends on it
             if now >= self._slots_at:

@@ -101,7 +101,9 @@ def place_in(url: BrokerURL) -> Place:
         )
     tls = url.scheme == "couchdbs"
     port = TLS_PORT if tls else PORT
-    hosts = tuple(Host(host.name, host.port or port) for host in url.hosts or (Host("localhost"),))
+    hosts = tuple(Host(host.name.lower(), host.port or port) for host in url.hosts or (Host("localhost"),))
+    for host in hosts:
+        _check_name(url, host.name)
     if url.password is not None and url.username is None:
         raise ConfigurationError(f"{url}: it has a password and no user name; write user:password@host.")
     if ":" in (url.username or ""):
@@ -109,10 +111,22 @@ def place_in(url: BrokerURL) -> Place:
     return Place(hosts, url.username, url.password, tls)
 
 
+def _check_name(url: BrokerURL, name: str) -> None:
+    """Refuse what can be no host's name, which the resolver would refuse in words of its own."""
+    try:
+        name.encode("idna")
+    except UnicodeError as error:
+        raise ConfigurationError(f"{url}: {name!r} is no name of a host: {error}.") from error
+
+
 def tls_context(url: BrokerURL, options: CouchDBOptions) -> ssl.SSLContext | None:
     """How the server is checked, and what we show it; None without TLS. Raises ConfigurationError."""
     if url.scheme != "couchdbs":
         return None
+    if options.server_hostname is not None:
+        if not options.server_hostname or options.server_hostname.startswith("."):
+            raise ConfigurationError(f"{url}: server_hostname is the name in the server's certificate.")
+        _check_name(url, options.server_hostname)
     try:
         context = ssl.create_default_context(cafile=options.cafile)
     except (OSError, ssl.SSLError) as error:

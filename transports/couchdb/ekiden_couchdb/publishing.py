@@ -23,6 +23,7 @@ from ekiden.errors import BrokerRefused, BrokerUnavailable, EkidenError
 from ekiden.message import DUPLICATE, REPLY_PREFIX, STORED, Message, Published, PublishOutcome
 
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
+from ekiden_couchdb.coordinators import Coordinators
 from ekiden_couchdb.documents import (
     Document,
     Packed,
@@ -62,8 +63,16 @@ class _Item(msgspec.Struct):
 class Publisher:
     """Publishes for one transport. ``_lock`` guards the last age that was given."""
 
-    def __init__(self, client: Client, generations: Generations, signals: Signals, replies: ReplyQueues) -> None:
+    def __init__(
+        self,
+        client: Client,
+        generations: Generations,
+        signals: Signals,
+        replies: ReplyQueues,
+        coordinators: Coordinators,
+    ) -> None:
         self._client = client
+        self._coordinators = coordinators
         self._generations = generations
         self._signals = signals
         self._replies = replies
@@ -85,6 +94,7 @@ class Publisher:
             else:
                 items.append(_Item(number, value))
         with self._client.one_deadline(by=deadline):
+            self._coordinators.look()
             self._store_all(items, answers, nothing_else=len(items) == len(messages))
         return answers
 

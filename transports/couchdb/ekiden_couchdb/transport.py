@@ -14,6 +14,7 @@ from ekiden_couchdb.claiming import LOOK_AGAIN_SECONDS
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.clock import RENEWED_SECONDS, TICK_SECONDS
 from ekiden_couchdb.consumer import CouchDBConsumer, Shared
+from ekiden_couchdb.coordinators import Coordinators
 from ekiden_couchdb.events import broadcast
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.listener import CouchDBListener
@@ -50,7 +51,8 @@ class CouchDBTransport(Transport):
         self._signals = Signals(self._client)
         self._replies = ReplyQueues(self._client)
         self._set_aside = SetAside()
-        self._publisher = Publisher(self._client, self._generations, self._signals, self._replies)
+        self._coordinators = Coordinators(self._client, "signals")
+        self._publisher = Publisher(self._client, self._generations, self._signals, self._replies, self._coordinators)
         self._open: set[CouchDBConsumer | CouchDBListener] = set()
         self._closed = False
 
@@ -63,7 +65,15 @@ class CouchDBTransport(Transport):
     ) -> Consumer:
         self._check_open()
         consumer = CouchDBConsumer(
-            Shared(self._client, self._generations, self._signals, self._publisher, self._replies, self._set_aside),
+            Shared(
+                self._client,
+                self._generations,
+                self._signals,
+                self._publisher,
+                self._replies,
+                self._set_aside,
+                self._coordinators,
+            ),
             queues,
             left=self._open.discard,
             lease=lease,
@@ -98,7 +108,7 @@ class CouchDBTransport(Transport):
 
     def warnings(self, queues: Sequence[str]) -> list[str]:
         self._check_open()
-        return warnings_about(self._client, "messages") + self._generations.warnings()
+        return warnings_about(self._client, "messages", self._coordinators) + self._generations.warnings()
 
     def close(self) -> None:
         self._closed = True
@@ -114,6 +124,7 @@ class CouchDBTransport(Transport):
         self._open = set()
         self._client.forget()
         self._set_aside = SetAside()
+        self._coordinators.forget()
         self._generations.forget()
         self._signals.forget()
         self._replies.forget()

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from ekiden_couchdb.client import Client
+from ekiden_couchdb.coordinators import Coordinators
 from ekiden_couchdb.events import lasting_database
 from ekiden_couchdb.purging import may_purge
 from ekiden_couchdb.tidying import make_index
@@ -16,15 +17,17 @@ _ENCODED, _OVERHEAD_BYTES = 4 / 3, 64 * 1024
 """A body's size in a document, and what there is besides."""
 
 _SAFE_COPIES = 3
+_CONNECTIONS = 8
+"""So many are made to find out whether they all lead to the same node."""
 _FORBIDDEN = range(400, 500)
 
 
-def warnings_about(client: Client, holds: str) -> list[str]:
+def warnings_about(client: Client, holds: str, coordinators: Coordinators) -> list[str]:
     """One sentence for each thing that should be different. Raises what the client raises.
 
     ``holds``: "messages" or "results". That the databases of messages grow is for ``generations`` to tell.
     """
-    found = [*_of_version(client), *_of_rights(client), *_of_nodes(client, holds)]
+    found = [*_of_version(client), *_of_rights(client), *_of_nodes(client, holds), *coordinators.differences()]
     if holds == "results":
         found += _of_results(client)
     else:
@@ -61,7 +64,17 @@ def _of_nodes(client: Client, holds: str) -> Iterator[str]:
     if away := sorted(members - present):
         yield f"{len(away)} of {len(members)} nodes of the cluster are away ({', '.join(away)}): bring them back"
     if len(members) == 1:
+        if len(client.addresses()) > 1:
+            yield (
+                f"it is no node of a cluster, and the URL names {len(client.addresses())} servers: what is stored at "
+                "one is not at the others, so name one of them"
+            )
         return
+    if len(client.addresses()) == 1 and len(reached := client.nodes_reached(_CONNECTIONS)) > 1:
+        yield (
+            f"behind this address are several nodes of the cluster ({', '.join(sorted(reached))}), and only one node "
+            "can tell exactly who of several was first: name the nodes themselves in the URL, one after another"
+        )
     copies = client.options.n or _copies(client)
     if copies is not None and copies < _SAFE_COPIES:
         yield (
