@@ -10,8 +10,12 @@ import pytest
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
 from ekiden.message import DUPLICATE, LOST, SETTLED, STORED, Delivery, Ending, Published, PublishOutcome, SettleOutcome
 from ekiden.plugins import open_transport
-from ekiden.testing.conformance.fixtures import a_message, bodies, ids, numbered, settle
+from ekiden.testing.conformance.fixtures import a_message, bodies, eventually, ids, numbered, settle
 from ekiden.transport import Consumer, Transport
+from ekiden.urls import parse_url
+from ekiden_couchdb.client import Client
+from ekiden_couchdb.consumer import CouchDBConsumer
+from ekiden_couchdb.holding import Holdings
 
 from tests.servers.couchdb_cluster import CouchDBCluster, playing
 from tests.servers.couchdb_copies import Leaf
@@ -31,6 +35,21 @@ def cluster() -> Iterator[CouchDBCluster]:
 
 
 Opened = Callable[[str], Consumer]
+Connect = Callable[[], Client]
+
+
+@pytest.fixture
+def connect(cluster: CouchDBCluster) -> Iterator[Connect]:
+    """Opens clients, for a test to write what it wants, and closes them in the end."""
+    clients: list[Client] = []
+
+    def open_client() -> Client:
+        clients.append(Client(parse_url(cluster.url("p")), unavailable=BrokerUnavailable, refused=BrokerRefused))
+        return clients[-1]
+
+    yield open_client
+    for client in clients:
+        client.close()
 
 
 @pytest.fixture
@@ -189,6 +208,37 @@ class TestClaims:
         assert one.settle([Ending(each) for each in held]) == [LOST]
         assert settle(two, taken) == [SettleOutcome.SETTLED]
 
+    def test_a_lost_claim_that_shows_after_settling_is_soon_gone(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        """Until its lease ends a settled message would look as if somebody had it."""
+        transport.publish(numbered("queue", 20))
+        held = race(cluster, winner=one, loser=two)
+        assert set(settle(one, held)) == {SettleOutcome.SETTLED}
+        cluster.replicate()
+        assert any(leaves[0].deleted is False for leaves in messages(cluster).values())
+
+        def is_gone() -> bool:
+            assert two.receive(100, 0.05) == []
+            cluster.replicate()
+            return transport.depth("queue").leased == 0
+
+        eventually(is_gone, what="nothing looks leased any more", within=20.0)
+        assert all(leaf.deleted for leaves in messages(cluster).values() for leaf in leaves)
+
+    def test_evidence_that_the_first_copy_lacks_is_found(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, two: Consumer
+    ) -> None:
+        """Of two copies that agree on what is visible, the second to answer knows that it was settled."""
+        transport.publish(numbered("queue", 20))
+        held = race(cluster, winner=one, loser=two)
+        assert set(settle(one, held)) == {SettleOutcome.SETTLED}
+        cluster.replicate(MESSAGES, source=0, target=1)
+        cluster.read_from = 0
+        cluster.advance(AFTER_THE_LEASE)
+
+        assert received(two) + received(one) == []
+
     def test_an_extension_by_too_few_is_no_extension(
         self, cluster: CouchDBCluster, transport: Transport, one: Consumer
     ) -> None:
@@ -202,6 +252,71 @@ class TestClaims:
         assert isinstance(answer.error, BrokerUnavailable)
         cluster.replicate()
         assert one.extend(held) == [SETTLED]
+
+
+class TestSlots:
+    """A consumer writes down what it may hold; that of a killed one goes."""
+
+    def slots(self, cluster: CouchDBCluster) -> list[str]:
+        found = cluster.leaves(MESSAGES)
+        return [id_ for id_, leaves in found.items() if id_.startswith("~~") and not leaves[0].deleted]
+
+    @pytest.fixture
+    def killed(self, cluster: CouchDBCluster, transport: Transport) -> None:
+        """Three consumers claimed two messages each, and were killed: nothing is given back."""
+        for number in range(3):
+            transport.publish(numbered("queue", 2))
+            with open_transport(cluster.url("p")) as killed:
+                consumer = killed.consumer(["queue"], lease=LEASE, prefetch=10, name=f"killed {number}")
+                assert isinstance(consumer, CouchDBConsumer)
+                assert len(received(consumer)) == 2
+                consumer._holdings = Holdings()
+                consumer._claimer._slots.clear()
+
+    @pytest.mark.usefixtures("killed")
+    def test_those_of_killed_consumers_go_once_others_have_what_they_held(
+        self, cluster: CouchDBCluster, transport: Transport, opened: Opened
+    ) -> None:
+        assert len(self.slots(cluster)) == 3
+        cluster.advance(AFTER_THE_LEASE)
+        survivor = opened("survivor")
+        assert set(settle(survivor, received(survivor))) == {SettleOutcome.SETTLED}
+        assert len(self.slots(cluster)) == 4
+        cluster.advance(1200.0)
+
+        assert received(opened("another")) == []
+
+        assert self.slots(cluster) == []
+
+    @pytest.mark.usefixtures("killed")
+    def test_those_whose_messages_nobody_has_received_since_stay(
+        self, cluster: CouchDBCluster, transport: Transport, opened: Opened
+    ) -> None:
+        cluster.advance(1200.0)
+        with transport.consumer(["another"], lease=LEASE, prefetch=10, name="of another queue") as consumer:
+            assert received(consumer) == []
+
+        assert len(self.slots(cluster)) == 3
+        assert len(received(opened("killed 1"))) == 6
+
+    def test_a_consumer_whose_slot_was_deleted_writes_it_again_at_once(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, connect: Connect
+    ) -> None:
+        transport.publish(numbered("queue", 1))
+        assert set(settle(one, received(one))) == {SettleOutcome.SETTLED}
+        cluster.advance(1200.0)
+        client = connect()
+        (database,) = [name for name in cluster.databases if MESSAGES in name]
+        (slot,) = self.slots(cluster)
+        rev = client.ask("GET", f"/{database}/{slot}").body["_rev"]
+        client.bulk(database, [{"_id": slot, "_rev": rev, "_deleted": True}])
+        transport.publish(numbered("queue", 2))
+
+        held = received(one)
+
+        assert len(held) == 2
+        body = client.ask("GET", f"/{database}/{slot}").body
+        assert len(body["held"]) == 2
 
 
 @pytest.mark.slow
@@ -261,6 +376,117 @@ class TestPublishing:
         assert answer.outcome is PublishOutcome.FAILED
         assert isinstance(answer.error, BrokerUnavailable)
         assert "too few nodes" in str(answer.error)
+
+    def test_nor_is_it_a_duplicate_when_it_is_published_again(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        transport.publish([a_message("other")])
+        batch = numbered("queue", 5)
+        cluster.down = {1, 2}
+
+        for _ in range(3):
+            answers = transport.publish(batch)
+            assert {answer.outcome for answer in answers} == {PublishOutcome.FAILED}
+            assert {type(answer.error) for answer in answers} == {BrokerUnavailable}
+
+        cluster.down = set()
+        assert transport.publish(batch) == [STORED] * 5 or transport.publish(batch) == [DUPLICATE] * 5
+        assert transport.publish(batch) == [DUPLICATE] * 5
+        assert sorted(bodies(received(one))) == sorted(message.body for message in batch)
+
+    def test_a_document_that_one_copy_has_is_no_duplicate(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        """Its note was stored by all of them; then two went away."""
+        transport.publish([a_message("other")])
+        message = a_message("queue", b"x")
+        cluster.divert(MESSAGES, {0, 1, 2})
+        cluster.divert(MESSAGES, {0})
+        assert transport.publish([message]) == [STORED]  # a second write has made sure of it
+        again = a_message("queue", b"y")
+        cluster.divert(MESSAGES, {0, 1, 2})
+        cluster.after("POST", WRITES, lambda: setattr(cluster, "down", {1, 2}))
+
+        assert [answer.outcome for answer in transport.publish([again])] == [PublishOutcome.FAILED]
+        assert [answer.outcome for answer in transport.publish([again])] == [PublishOutcome.FAILED]
+
+        cluster.down = set()
+        assert transport.publish([message, again]) == [DUPLICATE, DUPLICATE]
+        cluster.down, cluster.read_from = {0}, 1
+        assert sorted(bodies(received(one))) == [b"x", b"y"]
+
+    def test_a_holder_keeps_what_is_published_again_meanwhile(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        message = a_message("queue")
+        transport.publish([message])
+        held = received(one)
+
+        assert transport.publish([message]) == [DUPLICATE]
+
+        assert one.extend(held) == [SETTLED]
+        assert settle(one, held) == [SettleOutcome.SETTLED]
+        assert received(one) == []
+
+    def test_an_ending_whose_messages_too_few_have_is_not_settled_when_it_is_repeated(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer
+    ) -> None:
+        transport.publish([a_message("queue"), a_message("next")])
+        held = received(one)
+        ending = Ending(held[0], (a_message("next", b"follows"),))
+        cluster.down = {1, 2}
+
+        for _ in range(2):
+            (answer,) = one.settle([ending])
+            assert answer.outcome is SettleOutcome.FAILED
+            assert isinstance(answer.error, BrokerUnavailable)
+
+        cluster.down = set()
+        assert one.settle([ending]) == [SETTLED]
+        assert transport.depth("next").ready == 2
+
+    @pytest.mark.parametrize("reaches", [{0}, {1}, {2}])
+    def test_one_id_at_two_nodes_at_once_is_one_message(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, reaches: set[int]
+    ) -> None:
+        """One copy takes the first one's notes, and the others the second one's, who is the quicker."""
+        transport.publish([a_message("other")])
+        batch = [a_message("queue", b"%d" % number) for number in range(10)]
+        quicker: list[Published] = []
+        with open_transport(cluster.url("p")) as other:
+            other.publish([a_message("another")])
+            cluster.divert(MESSAGES, reaches)
+            cluster.after("POST", WRITES, lambda: quicker.extend(other.publish(batch)))
+
+            answers = transport.publish(batch)
+
+        assert quicker == [STORED] * 10
+        assert answers == [DUPLICATE] * 10
+        cluster.replicate()
+        assert sorted(bodies(received(one))) == sorted(message.body for message in batch)
+        assert received(one) == []
+
+    def test_a_note_of_one_who_died_at_another_node_makes_no_second_message(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, connect: Connect
+    ) -> None:
+        """Too few had taken the note, and it shows now beside that of the message that is there."""
+        transport.publish([a_message("other")])
+        batch = numbered("queue", 10)
+        notes = [f"~queue:{message.id}" for message in batch]
+        client = connect()
+        (database,) = [name for name in cluster.databases if MESSAGES in name]
+        cluster.divert(MESSAGES, {0})
+        client.bulk(database, [{"_id": note, "at": f"queue:r:5:{0:016d}:{note[7:]}"} for note in notes])
+        cluster.read_from = 1
+        cluster.divert(MESSAGES, {1, 2})
+        cluster.divert(MESSAGES, {1, 2})
+        assert transport.publish(batch) == [STORED] * 10
+        cluster.replicate()
+
+        assert transport.publish(batch) == [DUPLICATE] * 10
+
+        assert len(received(one)) == 10
+        assert received(one) == []
 
     def test_it_is_safe_when_it_is_published_again_and_told_as_stored(
         self, cluster: CouchDBCluster, transport: Transport, one: Consumer

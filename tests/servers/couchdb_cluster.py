@@ -34,6 +34,7 @@ What a test does to it:
     advance(60)                   the servers' clock jumps
     date_phase[0] = 0.4           so much later than the second node 0 renews its Date
     fail("POST", "_bulk_docs", 503)      the next such request is answered with that, and not carried out
+    after("POST", "_bulk_docs", act)     ``act`` is called between the next such request and its answer
     users, purges_permitted       who may do what
     end_sessions()                every session has ended
     validation                    whether databases that are created from now on run validation functions
@@ -51,7 +52,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -99,6 +100,7 @@ class CouchDBCluster:
         self._ahead = 0.0
         self._diversions: list[tuple[str, Collection[int]]] = []
         self._failures: list[_Failure] = []
+        self._interruptions: list[tuple[str, re.Pattern[str], Callable[[], object]]] = []
         self._sessions: dict[str, str] = {}
         self._locals: dict[tuple[str, str], dict[str, Any]] = {}
         self._nodes = {number: PlayedServer(self, number) for number in range(copies)}
@@ -173,6 +175,11 @@ class CouchDBCluster:
         with self.changed:
             self._failures.append(_Failure(method, re.compile(pattern), status, said, skipping, times))
 
+    def after(self, method: str, pattern: str, act: Callable[[], object]) -> None:
+        """Call ``act`` once the next request of this method, to such a path, was carried out; then answer that."""
+        with self.changed:
+            self._interruptions.append((method, re.compile(pattern), act))
+
     def serve_again(self) -> None:
         """Nothing fails any more."""
         with self.changed:
@@ -243,7 +250,12 @@ class CouchDBCluster:
             except Answer as answered:
                 answer = answered
             self._note(request, answer)
+            acts = [each for each in self._interruptions if each[0] == request.method and each[1].search(path)][:1]
+            for each in acts:
+                self._interruptions.remove(each)
             self.changed.notify_all()
+        for _, _, act in acts:
+            act()
         return answer
 
     def _note(self, request: Request, answer: Answer) -> None:

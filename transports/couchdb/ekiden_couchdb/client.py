@@ -202,6 +202,17 @@ class Client:
             else:
                 return self._with_own_writes(database, documents, answers, deadline) if is_repeated else answers
 
+    def hand_over(
+        self, database: str, documents: Sequence[Mapping[str, Any]], *, deadline: float | None = None
+    ) -> None:
+        """Store documents under the revisions that they have, as replication does, where these are missing.
+
+        The answer is the same however many copies of a cluster take them.
+        """
+        if documents:
+            body = {"docs": documents, "new_edits": False}
+            self.ask("POST", f"/{database}/_bulk_docs", body, harmless=True, deadline=deadline)
+
     @contextmanager
     def stream(
         self, path: str, query: Mapping[str, str] | None = None, *, silence: float = _FEED_SILENCE_SECONDS

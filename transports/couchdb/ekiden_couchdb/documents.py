@@ -143,6 +143,12 @@ def due_of(document_id: str) -> int:
     return int(due) if kind == "d" else 0
 
 
+def age_of(document_id: str) -> int:
+    """The age of a message that was ready when it was published; 0 for another."""
+    _, kind, _, age, _ = document_id.split(":")
+    return int(age) if kind == "r" else 0
+
+
 def order_of(document_id: str) -> tuple[int, int]:
     """What messages of one queue are sorted by: the rank, then since when it is ready."""
     _, kind, first, second, _ = document_id.split(":")

@@ -124,8 +124,7 @@ class Mover:
         if notes is None:
             return set()
         copies = [_copy(each, notes.get(each["_id"], "")) for each in documents]
-        body = {"docs": copies, "new_edits": False}
-        self._client.ask("POST", f"/{place}/_bulk_docs", body, harmless=True)
+        self._client.hand_over(place, copies)
         wanted = {str(each["_id"]): [each["_rev"]] for each in copies}
         missing: dict[str, Any] = self._client.ask("POST", f"/{place}/_revs_diff", wanted, harmless=True).body
         there = wanted.keys() - missing.keys()

@@ -15,6 +15,7 @@ import os
 import random
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 
@@ -27,7 +28,9 @@ from ekiden_couchdb.coordinators import Coordinators
 from ekiden_couchdb.documents import (
     Document,
     Packed,
+    age_of,
     delayed_id,
+    generation,
     new_document,
     note_id,
     packed,
@@ -36,7 +39,8 @@ from ekiden_couchdb.documents import (
 )
 from ekiden_couchdb.errors import status_of
 from ekiden_couchdb.generations import Generations
-from ekiden_couchdb.reading import Found, read_documents, read_surely
+from ekiden_couchdb.quorum import make_sure, take_back
+from ekiden_couchdb.reading import Found, read_branches, read_documents, read_leaves, read_surely
 from ekiden_couchdb.replies import ReplyQueues
 from ekiden_couchdb.signals import Signals
 
@@ -45,6 +49,7 @@ SLICE_BYTES = 4 * 1024 * 1024
 """About how much one request carries at most, if it is more than one message."""
 
 _TRIES = 4
+_MOST_REMEMBERED = 10_000
 _PAUSE_SECONDS = 0.01
 
 
@@ -61,7 +66,10 @@ class _Item(msgspec.Struct):
 
 
 class Publisher:
-    """Publishes for one transport. ``_lock`` guards the last age that was given."""
+    """Publishes for one transport. ``_lock`` guards the last age that was given, and ``_failed_places``.
+
+    ``_failed_places``: where messages were to go, by queue and id, that were told as not stored.
+    """
 
     def __init__(
         self,
@@ -82,6 +90,7 @@ class Publisher:
         """In a forked child: make a new lock."""
         self._lock = threading.Lock()
         self._last_age = 0
+        self._failed_places: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         """As ``Transport.publish``."""
@@ -115,6 +124,7 @@ class Publisher:
             if failures and len(failures) == len(slices) and nothing_else:
                 raise failures[0]
         finally:
+            self._remember_places(items, answers)
             queues = {item.message.queue for item in items if answers[item.number] is STORED}
             if queues:
                 self._signals.ring(queues)
@@ -164,22 +174,24 @@ class Publisher:
         sealed: list[_Item] = []
         noted: list[_Item] = []
         known: list[_Item] = []
-        doubtful: list[_Item] = []
+        accepted: list[_Item] = []
         for item, answer in zip(items, self._client.bulk(database, notes), strict=True):
             match answer.outcome:
                 case BulkOutcome.OK:
                     item.note_rev = answer.rev
                     noted.append(item)
                 case BulkOutcome.ACCEPTED:
-                    doubtful.append(item)  # another node may have taken another note of this id
+                    item.note_rev = answer.rev
+                    accepted.append(item)
                 case BulkOutcome.CONFLICT:
                     known.append(item)
                 case BulkOutcome.FORBIDDEN:
                     sealed.append(item)
                 case BulkOutcome.ERROR:
                     answers[item.number] = self._failed(answer)
-        noted += self._placed(database, known, answers)
-        noted += self._placed(database, doubtful, answers, surely=True)
+        ours, others = self._made_sure(database, accepted, answers)
+        noted += ours
+        noted += self._placed(database, known + others, answers)
         documents = [new_document(item.document_id, item.message, item.note_rev) for item in noted]
         unsure: list[_Item] = []
         for item, answer in zip(noted, self._client.bulk(database, documents), strict=True):
@@ -200,15 +212,27 @@ class Publisher:
         return sealed
 
     def _choose_documents(self, items: Sequence[_Item]) -> None:
+        """Where each goes. What was told as not stored goes where it was to go then: it may be there."""
         now = self._client.server_time()
         with self._lock:
             age = self._last_age = max(self._last_age, int(now * 1e6)) + len(items)
-        for number, item in enumerate(items, start=1 - len(items)):
+            places = [self._failed_places.pop((item.message.queue, item.message.id), "") for item in items]
+        for number, (item, place) in enumerate(zip(items, places, strict=True), start=1 - len(items)):
             due = item.message.due
-            if due is None or due <= now * 1000:
+            if place and place in {delayed_id(item.message, due or 0), ready_id(item.message, age_of(place))}:
+                item.document_id = place
+            elif due is None or due <= now * 1000:
                 item.document_id = ready_id(item.message, age + number)
             else:
                 item.document_id = delayed_id(item.message, due)
+
+    def _remember_places(self, items: Sequence[_Item], answers: Sequence[Published]) -> None:
+        with self._lock:
+            for item in items:
+                if answers[item.number].outcome is PublishOutcome.FAILED and item.document_id:
+                    self._failed_places[item.message.queue, item.message.id] = item.document_id
+            while len(self._failed_places) > _MOST_REMEMBERED:
+                self._failed_places.popitem(last=False)
 
     def _without_older(self, current: str, items: list[_Item], answers: list[Published]) -> list[_Item]:
         """Those of which no older database holds a message."""
@@ -236,44 +260,84 @@ class Publisher:
             items = fresh
         return items
 
-    def _placed(
-        self, database: str, items: list[_Item], answers: list[Published], *, surely: bool = False
-    ) -> list[_Item]:
-        """Those whose notes were there already, and point to no living message. They have their places then.
+    def _made_sure(
+        self, database: str, items: list[_Item], answers: list[Published]
+    ) -> tuple[list[_Item], list[_Item]]:
+        """Of notes that too few copies took, those that a quorum has now, and those where another's is instead.
 
-        ``surely``: the notes are read of a quorum.
+        The others have FAILED: so many nodes are away that nothing can be stored.
         """
+        ours: list[_Item] = []
+        others: list[_Item] = []
+        for number, item in enumerate(items):
+            note = {"_id": note_id(item.message), "at": item.document_id}
+            deadline = self._client.deadline()
+            try:
+                rev = make_sure(self._client, database, note, item.note_rev, None, deadline=deadline, patient=False)
+            except BrokerUnavailable as error:
+                for each in items[number:]:
+                    answers[each.number] = Published(PublishOutcome.FAILED, error)
+                break
+            item.note_rev = rev or ""
+            (others if rev is None else ours).append(item)
+        return ours, others
+
+    def _placed(self, database: str, items: list[_Item], answers: list[Published]) -> list[_Item]:
+        """Those whose notes were there already, and point to no living message. They have their places then."""
         placed: list[_Item] = []
         duplicates: list[_Item] = []
+        is_cluster = self._client.is_cluster()
         for tries in range(_TRIES):
             if not items:
                 break
             if tries:
                 time.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # somebody else publishes them just now
-            read: Read = read_surely if (surely or tries) and self._client.is_cluster() else read_documents
+            surely = is_cluster and tries > 0
+            read: Read = read_surely if surely else read_documents
             notes = read(self._client, database, [note_id(item.message) for item in items])
+            if surely:
+                notes = {id_: self._without_conflict(database, note) for id_, note in notes.items()}
             places = {id_: place_in(note.document) for id_, note in notes.items() if note.document is not None}
             found = read(self._client, database, [place for place in places.values() if place])
             moving: list[_Item] = []
+            doubtful: list[_Item] = []
             for item in items:
                 note = notes[note_id(item.message)]
                 item.note_rev = note.rev if note.document is not None else ""
                 there = found.get(places.get(note.id, ""))
-                if there is None or (there.rev and there.document is None):
-                    moving.append(item)
-                    continue
-                item.document_id = there.id
-                if there.document is None:
-                    placed.append(item)
-                else:
+                if there is not None and there.document is not None:
+                    item.document_id = there.id
                     answers[item.number] = DUPLICATE
                     duplicates.append(item)
-            items = self._note_new_places(database, moving, placed, answers)
+                elif is_cluster and not surely:
+                    doubtful.append(item)  # that is what one copy says
+                elif there is None or there.rev:
+                    moving.append(item)
+                else:
+                    item.document_id = there.id
+                    placed.append(item)
+            items = doubtful + self._note_new_places(database, moving, placed, answers)
         self._make_sure(database, duplicates, answers)
         again = BrokerUnavailable(f"{self._client.place}: others publish the same id at this moment; publish it again.")
         for item in items:
             answers[item.number] = Published(PublishOutcome.FAILED, again)
         return placed
+
+    def _without_conflict(self, database: str, note: Found) -> Found:
+        """``note`` as one: where two nodes have each taken one, that one stays whose message is there."""
+        if not note.others:
+            return note
+        branches = [leaf for leaf in read_leaves(self._client, database, note.id) if not leaf.get("_deleted")]
+        places = read_surely(self._client, database, [place for leaf in branches if (place := place_in(leaf))])
+
+        def rank(leaf: Document) -> tuple[bool, bool, bool]:
+            there = places.get(place_in(leaf), Found(""))
+            return there.document is not None, bool(there.rev), leaf["_rev"] == note.rev
+
+        winner, *others = sorted(branches, key=rank, reverse=True) or [note.document or {}]
+        for leaf in others:
+            take_back(self._client, database, note.id, leaf["_rev"], self._client.deadline())
+        return Found(note.id, winner.get("_rev", note.rev), winner)
 
     def _note_new_places(
         self, database: str, moving: list[_Item], placed: list[_Item], answers: list[Published]
@@ -301,36 +365,51 @@ class Publisher:
     def _make_sure(self, database: str, items: list[_Item], answers: list[Published]) -> None:
         """Have the answers of ``items``, whose documents are there, be true of a quorum; what is not has FAILED.
 
-        A document that is there may be so on too few copies, by a publisher who was told that it had failed. Only a
-        further revision that a quorum takes proves that a quorum has it. Whoever holds the message meanwhile keeps it,
-        since its token stays.
+        A document that is there may be so on too few copies, by a publisher that was told that it had failed. It is
+        handed to all copies, which tells nothing of how many took it. That a quorum of them could do so shows when its
+        note is written once more. The document itself is not: that would race with those who claim it.
         """
         if not items or not self._client.is_cluster():
             return
-        read: Read = read_documents
-        for _ in range(_TRIES):
-            found = read(self._client, database, [item.document_id for item in items])
-            living: list[_Item] = []
-            again: list[_Item] = []
-            for item in items:
-                each = found[item.document_id]
-                if each.document is not None:
-                    living.append(item)
-                elif not each.rev:  # one that was settled meanwhile was there
-                    again.append(item)
-            touched = [_touched(found[item.document_id]) for item in living]
-            for item, answer in zip(living, self._client.bulk(database, touched), strict=True):
-                match answer.outcome:
-                    case BulkOutcome.OK:
-                        pass
-                    case BulkOutcome.CONFLICT:
-                        again.append(item)
-                    case BulkOutcome.ACCEPTED | BulkOutcome.FORBIDDEN | BulkOutcome.ERROR:
-                        answers[item.number] = self._failed(answer)
-            items = again
+        found = read_documents(self._client, database, [item.document_id for item in items])
+        handed: list[Document] = []
+        waiting: list[_Item] = []
+        for item in items:
+            each = found[item.document_id]
+            if each.document is None or generation(each.rev) > 1:
+                branches = read_branches(self._client, database, item.document_id)
+            else:
+                branches = [{**each.document, "_revisions": {"start": 1, "ids": [each.rev.partition("-")[2]]}}]
+            living = [branch for branch in branches if not branch.get("_deleted")]
+            if living or not branches:
+                waiting.append(item)
+            # else it has been received and settled meanwhile
+            handed += living
+        self._client.hand_over(database, handed)
+        self._touch_notes(database, waiting, answers)
+
+    def _touch_notes(self, database: str, items: list[_Item], answers: list[Published]) -> None:
+        for tries in range(_TRIES):
             if not items:
                 return
-            read = read_surely
+            read: Read = read_surely if tries else read_documents
+            notes = read(self._client, database, [note_id(item.message) for item in items])
+            going = [item for item in items if (note := notes[note_id(item.message)]).document or not note.rev]
+            touched = [_touched(notes[note_id(item.message)], item) for item in going]
+            items = []
+            accepted: list[_Item] = []
+            for item, answer in zip(going, self._client.bulk(database, touched), strict=True):
+                match answer.outcome:
+                    case BulkOutcome.OK:
+                        item.note_rev = answer.rev
+                    case BulkOutcome.ACCEPTED:
+                        item.note_rev = answer.rev
+                        accepted.append(item)
+                    case BulkOutcome.CONFLICT:
+                        items.append(item)
+                    case BulkOutcome.FORBIDDEN | BulkOutcome.ERROR:
+                        answers[item.number] = self._failed(answer)
+            items += self._made_sure(database, accepted, answers)[1]
         failed = self._failed(BulkAnswer("", BulkOutcome.ACCEPTED))
         for item in items:
             answers[item.number] = failed
@@ -349,10 +428,11 @@ class Publisher:
         return Published(PublishOutcome.FAILED, BrokerUnavailable(f"{self._client.place}: {why}."))
 
 
-def _touched(found: Found) -> Document:
-    """The same document in a revision of its own."""
-    assert found.document is not None
-    return {**found.document, "_rev": found.rev, "published_again": os.urandom(8).hex()}
+def _touched(note: Found, item: _Item) -> Document:
+    """The same note in a revision of its own; where it is missing, a new one."""
+    document = note.document or {"_id": note.id, "at": item.document_id}
+    revision = {"_rev": note.rev} if note.document is not None else {}
+    return {**document, **revision, "published_again": os.urandom(8).hex()}
 
 
 def _without_repeated(items: list[_Item], answers: list[Published]) -> list[_Item]:

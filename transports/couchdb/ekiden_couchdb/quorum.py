@@ -18,6 +18,7 @@ from random import random
 from typing import Any
 
 import msgspec
+from ekiden.errors import EkidenError
 
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.store_documents import Document
@@ -49,11 +50,12 @@ def make_sure(
     previous: Document | None,
     *,
     deadline: float,
+    patient: bool = True,
 ) -> str | None:
     """Have ``document``, of which ``revision`` was accepted, be kept by a quorum; the revision that it has then.
 
     ``previous``: what it was written over. None when somebody else has written over that, too: ours was taken back.
-    Raises ``unavailable`` when neither could be done until ``deadline``.
+    Raises ``unavailable`` when neither could be done until ``deadline``, or, if not ``patient``, at once.
     """
     document_id = str(document["_id"])
     parent = None if previous is None else previous.get("_rev")
@@ -73,14 +75,22 @@ def make_sure(
         if is_kept:
             return revision
         if time.monotonic() + _PAUSE_SECONDS >= deadline:
-            raise client.errors.unavailable(
-                f"{client.place}: fewer nodes than a quorum have taken what was stored in {database}; are some away?"
-            )
+            raise _too_few(client, database)
         if ours is not None:
-            _hand_over(client, database, {**document, "_rev": revision, "_revisions": ours.path}, deadline)
+            handed = {**document, "_rev": revision, "_revisions": ours.path}
+            client.hand_over(database, [handed], deadline=deadline)
             revision, is_kept = _written_over(client, database, document, revision, deadline)
+            if not is_kept and not patient:
+                raise _too_few(client, database)
         if not is_kept:
             time.sleep(_PAUSE_SECONDS * (0.5 + random() / 2))
+
+
+def _too_few(client: Client, database: str) -> EkidenError:
+    return client.errors.unavailable(
+        f"{client.place}: too few nodes of the cluster, fewer than a quorum, have stored what was written to "
+        f"{database}; are some away?"
+    )
 
 
 def _rivals(branches: list[_Branch], revision: str, parent: str | None) -> list[_Branch]:
@@ -92,12 +102,6 @@ def _rivals(branches: list[_Branch], revision: str, parent: str | None) -> list[
         and not branch.is_taken_back
         and (not branch.is_deleted if parent is None else parent in branch.revisions)
     ]
-
-
-def _hand_over(client: Client, database: str, document: Document, deadline: float) -> None:
-    """Write a revision as it is to all copies that do not have it."""
-    body = {"docs": [document], "new_edits": False}
-    client.ask("POST", f"/{database}/_bulk_docs", body, harmless=True, deadline=deadline)
 
 
 def _written_over(

@@ -70,7 +70,15 @@ def read_documents(
 
 def read_leaves(client: Client, database: str, document_id: str) -> list[Document]:
     """The ends of all branches of a document, deleted ones as well, that a quorum of its copies knows."""
-    query = {"open_revs": "all"}
+    return _read_leaves(client, database, document_id, {"open_revs": "all"})
+
+
+def read_branches(client: Client, database: str, document_id: str) -> list[Document]:
+    """The same, each with its ``_revisions``."""
+    return _read_leaves(client, database, document_id, {"open_revs": "all", "revs": "true"})
+
+
+def _read_leaves(client: Client, database: str, document_id: str, query: dict[str, str]) -> list[Document]:
     answer = client.ask("GET", f"/{database}/{document_id}", query=query, accept={HTTPStatus.NOT_FOUND})
     if answer.status == HTTPStatus.NOT_FOUND:
         return []

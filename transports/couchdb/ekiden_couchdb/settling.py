@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
@@ -19,7 +19,7 @@ from ekiden.message import LOST, SETTLED, Delivery, Ending, PublishOutcome, Sett
 
 from ekiden_couchdb.claiming import NODES_DIFFER_SECONDS
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
-from ekiden_couchdb.documents import Document, attempts_of, generation, note_of, note_revision, until
+from ekiden_couchdb.documents import Document, attempts_of, generation, note_of, note_revision, place_in, until
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Held, Holdings, Tag
 from ekiden_couchdb.publishing import Publisher
@@ -230,12 +230,25 @@ class Settler:
     def _delete(self, database: str, some: list[Held]) -> list[BulkAnswer]:
         deletions: list[Document] = [_deleted(held.id, held.rev) for held in some]
         notes = [_deleted(note_of(held.id), note) for held in some if (note := note_revision(held.document))]
-        answers = self._client.bulk(database, deletions + notes)[: len(some)]
+        everything = self._client.bulk(database, deletions + notes)
+        answers = everything[: len(some)]
+        rewritten = [answer.id for answer in everything[len(some) :] if answer.outcome is BulkOutcome.CONFLICT]
+        if rewritten:
+            self._delete_notes(database, rewritten, {held.id for held in some})
         gone = [held.id for held, answer in zip(some, answers, strict=True) if answer.outcome in _WRITTEN]
         if self._client.is_cluster():
             self._delete_what_showed(database, gone)
         self._generations.deleted(database, {answer.id: (answer.rev,) for answer in answers if answer.rev})
         return answers
+
+    def _delete_notes(self, database: str, ids: Sequence[str], places: Collection[str]) -> None:
+        """Delete notes that were written once more since their messages were, because these were published again."""
+        try:
+            found = read_documents(self._client, database, ids)
+            notes = [each for each in found.values() if each.document and place_in(each.document) in places]
+            self._client.bulk(database, [_deleted(each.id, each.rev) for each in notes])
+        except (BrokerUnavailable, BrokerRefused):
+            return  # a note without a message is in nobody's way
 
     def _delete_what_showed(self, database: str, ids: Sequence[str]) -> None:
         """Delete what became visible when our revision of these documents was deleted: others' claims, made in vain."""
