@@ -17,7 +17,7 @@ from ekiden_couchdb.client import Client
 from ekiden_couchdb.consumer import CouchDBConsumer
 from ekiden_couchdb.holding import Holdings
 
-from tests.servers.couchdb_cluster import CouchDBCluster, playing
+from tests.servers.couchdb_cluster import NOT_HEARD_OF, CouchDBCluster, playing
 from tests.servers.couchdb_copies import Leaf
 from tests.servers.couchdb_http import ADMIN
 
@@ -536,6 +536,20 @@ class TestAnswers:
         cluster.fail("POST", WRITES, status)
         assert isinstance(told(lambda: received(one)), BrokerUnavailable)
         assert sorted(bodies(received(one))) == [b"first", b"second"]
+
+    @pytest.mark.parametrize("carried_out", [False, True], ids=["not carried out", "carried out"])
+    def test_a_database_that_a_node_has_not_heard_of_takes_the_first_messages(
+        self, cluster: CouchDBCluster, transport: Transport, one: Consumer, carried_out: bool
+    ) -> None:
+        del one  # its database is there
+        for part in ("generations", "messages", "signals", "events"):
+            cluster.fail("POST", f"p-{part}.*/_bulk_docs", 500, body=NOT_HEARD_OF, times=2, carried_out=carried_out)
+
+        assert transport.publish(numbered("queue", 5)) == [STORED] * 5
+        with transport.listen("topic") as listener:
+            transport.broadcast("topic", [b"heard"])
+            assert listener.receive(5.0) == [b"heard"]
+        assert transport.depth("queue").ready == 5
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_a_settle_that_meets_trouble_can_be_repeated(

@@ -6,21 +6,35 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
-from ekiden.message import DUPLICATE, SETTLED, STORED, Ending, PublishOutcome, SettleOutcome, new_id
-from ekiden.plugins import open_transport
+from ekiden.message import (
+    DUPLICATE,
+    SETTLED,
+    STORED,
+    Delivery,
+    Ending,
+    Message,
+    PublishOutcome,
+    SettleOutcome,
+    new_id,
+)
+from ekiden.plugins import open_backend, open_transport
+from ekiden.results import BeginOutcome, Begun, Start, StoredResult
 from ekiden.testing.conformance.fixtures import a_message, bodies, eventually, numbered, settle
-from ekiden.transport import Transport
+from ekiden.testing.conformance.pace import assert_quick
+from ekiden.testing.proxy import Proxy
+from ekiden.transport import Consumer, Transport
 from ekiden.urls import parse_url
 
 from tests.servers.certificates import Certificates
 from tests.servers.couchdb import CouchDBServer
-from tests.servers.couchdb_cluster import playing
+from tests.servers.couchdb_cluster import CouchDBCluster, playing
+from tests.servers.couchdb_http import ADMIN
 from tests.servers.places import own_prefix, with_path
 from tests.servers.processes import HOST, free_port
 from tests.servers.running import running
@@ -156,6 +170,111 @@ class TestWhoMayNot:
             assert goes_through(transport, queue)
 
 
+class TestWhatIsRefusedUnread:
+    """CouchDB answers who lacks a database or a session without reading what was sent, and closes the connection."""
+
+    LARGE = 3 * 1024 * 1024
+
+    @pytest.fixture
+    def single(self) -> Iterator[CouchDBCluster]:
+        with playing(copies=1, users={ADMINISTRATOR: (PASSWORD, [ADMIN])}) as single:
+            yield single
+
+    @pytest.mark.parametrize("size", [1, LARGE])
+    def test_a_session_that_has_ended_is_begun_anew_by_every_call(
+        self, single: CouchDBCluster, queue: str, size: int
+    ) -> None:
+        url = single.url("p", user=ADMINISTRATOR, options="?auth=session")
+        body = b"x" * size
+        with (
+            open_transport(url) as transport,
+            open_backend(url) as backend,
+            transport.consumer([queue], lease=60.0, prefetch=9, name=queue) as consumer,
+            transport.listen("topic") as listener,
+        ):
+            for number in range(4):
+                held = self.first_of(consumer, transport, queue, body)
+                result = StoredResult(f"{number}", "SUCCESS", 0, body)
+                calls: list[tuple[Callable[..., object], tuple[object, ...], object]] = [
+                    (transport.publish, ([a_message(queue, body)],), [STORED]),
+                    (consumer.extend, (held,), [SETTLED]),
+                    (consumer.settle, ([Ending(held[0])],), [SETTLED]),
+                    (transport.broadcast, ("topic", [body]), None),
+                    (backend.put, ([result],), [True]),
+                    (backend.begin, ([Start(result.task_id, 1, "m")],), [Begun(BeginOutcome.ENDED, result)]),
+                    (backend.write, (f"key {number}", body), 1),
+                ]
+                for call, arguments, expected in calls:
+                    if number:  # the first time, databases are made
+                        single.end_sessions()
+                    assert call(*arguments) == expected
+                assert listener.receive(5.0) == [body]
+                held = consumer.receive(1, 5.0)
+                assert consumer.settle([Ending(held[0])]) == [SETTLED]
+
+    def first_of(self, consumer: Consumer, transport: Transport, queue: str, body: bytes) -> list[Delivery]:
+        """A message that is held."""
+        assert transport.publish([a_message(queue, body)]) == [STORED]
+        return consumer.receive(1, 5.0)
+
+    def test_large_broadcasts_go_where_the_databases_are_made(self, single: CouchDBCluster) -> None:
+        url = single.url("p", user=ADMINISTRATOR)
+        with open_transport(url) as transport:
+            for _ in range(3):
+                transport.broadcast("topic", [b"x" * self.LARGE])
+            refused = [path for method, path, status in single.requests if method == "POST" and status == 404]
+
+            with transport.listen("topic") as listener:
+                transport.broadcast("topic", [b"heard"])
+                assert listener.receive(5.0) == [b"heard"]
+
+        assert refused == []
+
+    def test_large_broadcasts_go_through_a_slow_wire(self, single: CouchDBCluster) -> None:
+        host = parse_url(single.url("p", user=ADMINISTRATOR)).hosts[0]
+        with (
+            Proxy(host.name, host.port or 0) as proxy,
+            open_transport(proxy.through(single.url("p", user=ADMINISTRATOR))) as transport,
+            proxy.slow(piece_bytes=97, piece_seconds=0.002),
+        ):
+            for _ in range(3):
+                transport.broadcast("topic", [bytes(range(256)) * 16])
+
+    @pytest.mark.parametrize("part", ["messages", "results", "records", "events", "generations", "signals"])
+    def test_a_database_that_is_lost_is_made_anew_by_what_is_large(
+        self, single: CouchDBCluster, queue: str, part: str
+    ) -> None:
+        url = single.url("p", user=ADMINISTRATOR)
+        with open_transport(url) as transport, open_backend(url) as backend:
+            for again in (False, True):
+                if again:
+                    with single.changed:
+                        for name in [name for name in single.databases if part in name]:
+                            del single.databases[name]
+                assert transport.publish([a_message(queue, b"x" * self.LARGE)]) == [STORED]
+                transport.broadcast("topic", [b"x" * self.LARGE])
+                assert backend.put([StoredResult(f"{again}", "SUCCESS", 0, b"x" * self.LARGE)]) == [True]
+                assert backend.write(f"{again}", b"x" * self.LARGE) == 1
+
+    def test_a_right_that_is_lacking_is_told_also_of_what_is_large(self, single: CouchDBCluster, queue: str) -> None:
+        with open_transport(single.url("p", user=ADMINISTRATOR)) as transport:
+            assert goes_through(transport, queue)
+            single.users = {ADMINISTRATOR: (PASSWORD, [])}
+
+            (answer,) = answers_of(transport, a_message(queue, b"x" * self.LARGE))
+
+        assert isinstance(answer, BrokerRefused)
+        assert "does not permit" in str(answer)
+
+
+def answers_of(transport: Transport, message: Message) -> list[Exception | None]:
+    """What is raised when it is published, or answered."""
+    try:
+        return [answer.error for answer in transport.publish([message])]
+    except TransportError as error:
+        return [error]
+
+
 class TestWhereNobodyIs:
     def test_an_unknown_host_is_said(self) -> None:
         error = complaint("couchdb://no-such-host.invalid/")
@@ -271,6 +390,33 @@ class TestTLS:
         error = complaint(place.replace("couchdb://", "couchdbs://"))
 
         assert isinstance(error, BrokerRefused)
+        assert "couchdb:// for those without" in str(error)
+
+    def test_tls_to_a_server_that_does_not_answer_it_is_said(self) -> None:
+        """CouchDB says nothing to the beginning of TLS on its plain port."""
+        with playing(copies=1) as single:
+            error = complaint(single.url("p").replace("couchdb://", "couchdbs://"))
+
+        assert isinstance(error, BrokerRefused)
+        assert "speaks HTTP without TLS" in str(error)
+
+    def test_it_is_said_long_before_the_timeout(self) -> None:
+        with (
+            playing(copies=1) as single,
+            open_transport(single.url("p").replace("couchdb", "couchdbs", 1)) as transport,
+        ):
+            began = time.monotonic()
+            with pytest.raises(BrokerRefused, match="without TLS"):
+                transport.publish([a_message("queue")])
+
+            assert_quick(time.monotonic() - began, 6.0)
+
+    def test_a_server_that_answers_nothing_at_all_is_given_up_with_a_hint(self) -> None:
+        with socket.create_server((HOST, 0)) as silent:
+            error = complaint(f"couchdbs://{HOST}:{silent.getsockname()[1]}/")
+
+        assert isinstance(error, BrokerUnavailable)
+        assert "did not answer TLS within 1 s" in str(error)
         assert "couchdb:// for those without" in str(error)
 
     def test_a_server_with_tls_that_is_spoken_to_without_is_said(self, front: TLSFront, place: str) -> None:

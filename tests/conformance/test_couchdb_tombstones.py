@@ -11,7 +11,7 @@ from ekiden.message import SETTLED, STORED, Ending, Message, SettleOutcome
 from ekiden.plugins import open_transport
 from ekiden.testing.conformance.fixtures import a_message, bodies, eventually, ids, numbered, settle
 from ekiden.urls import parse_url
-from ekiden_couchdb import generations
+from ekiden_couchdb import generations, purging
 from ekiden_couchdb.catalogue import CatalogueStore, Stage
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.generations import Generations
@@ -21,6 +21,7 @@ from ekiden_couchdb.rotation import Limits, existing_generations
 from ekiden_couchdb.transport import CouchDBTransport
 
 from tests.servers.couchdb_cluster import CouchDBCluster, playing
+from tests.servers.couchdb_copies import Leaf
 
 LEASE = 60.0
 LONG_PATIENCE = 30.0
@@ -149,6 +150,81 @@ class TestPurgingInACluster:
             self.purge(purger, delay=0.001)
 
         assert len(cluster.leaves("messages")) == 5
+        assert purger.is_waiting
+        cluster.replication_jobs = 0
+        eventually(lambda: self.purge(purger, delay=0.001) or not cluster.leaves("messages"), what="all are purged")
+
+    def test_what_was_seen_before_some_work_need_not_be_seen_again(
+        self, cluster: CouchDBCluster, connect: Connect
+    ) -> None:
+        """In a cluster that works there is always something to tell: the waiting must not begin anew each time."""
+        client = connect(cluster)
+        leave_tombstones(client, 5)
+        purger = Purger(client, "p-messages")
+        self.purge(purger, delay=A_LONG_TIME)
+        cluster.replication_jobs = 1
+        self.purge(purger, delay=A_LONG_TIME)
+        cluster.replication_jobs = 0
+
+        self.purge(purger, delay=0.000_001)
+
+        assert cluster.leaves("messages") == {}
+
+    def test_what_was_seen_before_a_node_was_away_is_seen_again_by_itself(
+        self, cluster: CouchDBCluster, connect: Connect
+    ) -> None:
+        client = connect(cluster)
+        leave_tombstones(client, 5)
+        purger = Purger(client, "p-messages")
+        self.purge(purger, delay=A_LONG_TIME)
+        cluster.down = {2}
+        self.purge(purger, delay=A_LONG_TIME)
+
+        assert purger.is_waiting
+
+    def test_what_waits_for_longer_than_the_feed_is_read_again_goes(
+        self, cluster: CouchDBCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(purging, "_READ_AGAIN_SECONDS", 0.0)
+        client = connect(cluster)
+        leave_tombstones(client, 5)
+        purger = Purger(client, "p-messages")
+
+        eventually(lambda: self.purge(purger, delay=0.2) or not cluster.leaves("messages"), what="all are purged")
+
+    def test_a_purge_that_failed_is_repeated(self, cluster: CouchDBCluster, connect: Connect) -> None:
+        client = connect(cluster)
+        leave_tombstones(client, 250)
+        purger = Purger(client, "p-messages")
+        self.purge(purger)
+        cluster.fail("POST", "_purge", 503, skipping=1)
+
+        def purged() -> bool:
+            try:
+                self.purge(purger)
+            except BrokerUnavailable:
+                return False
+            return not cluster.leaves("messages")
+
+        eventually(purged, what="all are purged")
+
+    def test_an_idle_cluster_comes_to_its_end(self, cluster: CouchDBCluster, connect: Connect) -> None:
+        """Each purge gives the nodes something to tell; nobody deletes any more, and a node is away for a moment."""
+        leave_tombstones(connect(cluster), 1500)
+        limits = Limits(tidied_every=0.0, known_after=0.0, evidence=0.05)
+        purging = Generations(connect(cluster), limits)
+        purging.current()
+        cluster.jobs_after_purge = 12
+        for _ in range(5):
+            purging.tidy()
+        cluster.down = {1}
+        for _ in range(5):
+            purging.tidy()
+        cluster.down = set()
+
+        eventually(
+            lambda: purging.tidy() or not cluster.leaves("messages"), what="all are purged", within=LONG_PATIENCE
+        )
 
     def test_a_losers_branch_that_turns_up_late_finds_the_evidence(
         self, cluster: CouchDBCluster, connect: Connect
@@ -328,6 +404,35 @@ class TestMoving:
 
 
 class TestMovingInACluster:
+    def test_the_original_stays_while_too_few_copies_have_the_moved_one(
+        self, cluster: CouchDBCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is handed over as replication does is answered alike however few copies take it."""
+        cluster.purges_permitted = False
+        monkeypatch.setattr(generations, "LIMITS", Limits(known_after=0.0))
+        client = connect(cluster)
+        with open_transport(cluster.url("p")) as transport:
+            transport.publish([a_message("queue", id="waiting", due_in=DAY)])
+        (old,) = Generations(client).readable()
+        client.ensure_database("p-messages-new")
+        mover = Mover(client, old)
+        cluster.after("POST", f"{old}/_bulk_docs", lambda: setattr(cluster, "down", {1, 2}))
+        mover.step("p-messages-new")
+
+        cluster.down = {0}
+        cluster.read_from = 1
+        assert not cluster.leaves("messages-new") or not any(
+            leaf.deleted for leaves in cluster.leaves(old).values() for leaf in leaves if "message" in leaf.body
+        )
+        cluster.down = set()
+        cluster.replicate()
+        eventually(
+            lambda: mover.step("p-messages-new") or all(leaf[0].deleted for leaf in alive_or_not(cluster, old)),
+            what="it was moved",
+        )
+        moved = alive_or_not(cluster, "messages-new")
+        assert [leaves[0].deleted for leaves in moved] == [False]
+
     def test_what_was_settled_and_has_risen_again_is_not_moved(
         self, cluster: CouchDBCluster, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -360,6 +465,11 @@ class TestMovingInACluster:
             )
 
 
+def alive_or_not(server: CouchDBCluster, database: str) -> list[list[Leaf]]:
+    """The leaves of each message there."""
+    return [leaves for id_, leaves in server.leaves(database).items() if not id_.startswith("~")]
+
+
 DAY = 86_400.0
 MESSAGES, BATCH = 20_000, 500
 
@@ -370,6 +480,7 @@ QUICK = Limits(
     drained_after=0.3,
     dropped_after=0.5,
     tidied_every=0.3,
+    evidence=1.0,
 )
 MOST_DATABASES, MOST_UPDATES = 6, 60_000
 """Of the 100,000 updates that so many messages are; what is bounded for 20,000 messages is so for any number."""
@@ -418,7 +529,7 @@ class TestTwentyThousandMessages:
             if "doc_del_count" in info:
                 sizes.append(info["doc_count"] + info["doc_del_count"])
             else:
-                sizes.append(info.get("update_seq", 0))
+                sizes.append(int(str(info.get("update_seq", 0)).partition("-")[0]))
         return sizes
 
     def test_leave_a_bounded_database(self, couchdb_place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,9 @@ from tests.servers.couchdb_copies import DESIGN, ENFORCED, QUORUM, Database, Lea
 from tests.servers.couchdb_http import ADMIN, Answer, PlayedServer, Request
 from tests.servers.processes import HOST
 
+NOT_HEARD_OF = {"error": "unknown_error", "reason": "function_clause", "ref": 3_141_592_653}
+"""With a status of 500: what 3.5.0 says where another node has not heard yet of a database."""
+
 _ADMINS_ONLY = {"members": {"roles": [ADMIN]}, "admins": {"roles": [ADMIN]}}
 _NAME = re.compile(r"[a-z][a-z0-9_$()+/-]*")
 _ATTACHMENTS = "_attachments"
@@ -75,6 +78,7 @@ class _Failure:
     body: Any
     skipped: int
     left: int
+    carried_out: bool
 
 
 class CouchDBCluster:
@@ -165,15 +169,23 @@ class CouchDBCluster:
             self._diversions.append((part, reaches))
 
     def fail(
-        self, method: str, pattern: str, status: int, *, body: Any = None, skipping: int = 0, times: int = 1
+        self,
+        method: str,
+        pattern: str,
+        status: int,
+        *,
+        body: Any = None,
+        skipping: int = 0,
+        times: int = 1,
+        carried_out: bool = False,
     ) -> None:
         """So many requests of this method, to paths with this in them, are answered so and not carried out.
 
-        ``skipping``: so many are carried out before.
+        ``skipping``: so many are carried out before. ``carried_out``: they are carried out all the same.
         """
         said = body if body is not None else {"error": "trouble", "reason": f"a test asked for {status}"}
         with self.changed:
-            self._failures.append(_Failure(method, re.compile(pattern), status, said, skipping, times))
+            self._failures.append(_Failure(method, re.compile(pattern), status, said, skipping, times, carried_out))
 
     def after(self, method: str, pattern: str, act: Callable[[], object]) -> None:
         """Call ``act`` once the next request of this method, to such a path, was carried out; then answer that."""
@@ -246,7 +258,7 @@ class CouchDBCluster:
         path = "/" + "/".join(request.path)
         with self.changed:
             try:
-                answer = self._failure(request.method, path) or self._carry_out(request)
+                answer = self._failure(request, path) or self._carry_out(request)
             except Answer as answered:
                 answer = answered
             self._note(request, answer)
@@ -270,15 +282,17 @@ class CouchDBCluster:
         node.cut_all()
         node.server_close()
 
-    def _failure(self, method: str, path: str) -> Answer | None:
+    def _failure(self, request: Request, path: str) -> Answer | None:
         for failure in self._failures:
-            if not failure.left or failure.method != method or not failure.pattern.search(path):
+            if not failure.left or failure.method != request.method or not failure.pattern.search(path):
                 continue
             if failure.skipped:
                 failure.skipped -= 1
-            else:
-                failure.left -= 1
-                return Answer(failure.status, failure.body)
+                continue
+            failure.left -= 1
+            if failure.carried_out:
+                self._carry_out(request)
+            return Answer(failure.status, failure.body)
         return None
 
     def _carry_out(self, request: Request) -> Answer:

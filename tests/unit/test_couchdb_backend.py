@@ -14,12 +14,12 @@ from ekiden.states import RETRY
 from ekiden.testing.conformance.fixtures import let_it_wait
 from ekiden.testing.conformance.pace import assert_quick
 from ekiden.urls import parse_url
-from ekiden_couchdb import CouchDBBackend, quorum
+from ekiden_couchdb import CouchDBBackend, joins, quorum
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.store_documents import LARGE_BYTES, escaped, task_document
 
 from tests.servers.couchdb import CouchDBClient, CouchDBServer
-from tests.servers.couchdb_cluster import CouchDBCluster, playing
+from tests.servers.couchdb_cluster import NOT_HEARD_OF, CouchDBCluster, playing
 from tests.servers.couchdb_http import ADMIN
 from tests.servers.running import running
 from tests.working import PATIENCE, eventually
@@ -379,6 +379,84 @@ def test_who_is_left_of_three_is_kept(clustered: CouchDBBackend, cluster: CouchD
     cluster.replicate()
     assert joined.arrived == 2
     assert clustered._records.read(["j:join"])["j:join"]["members"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_join_counts_the_branches_that_two_nodes_have_made_of_it(
+    clustered: CouchDBBackend, other: CouchDBBackend, cluster: CouchDBCluster, number: int
+) -> None:
+    """One arrival was taken by two copies and another by the third, and that one shows: somebody goes on from it."""
+    join_id = f"join-{number}"  # its revisions decide which branch shows
+    assert clustered.join(join_id, "a", b"1", size=4, expires=DAY).arrived == 1
+    head = clustered._joins._heads[f"j:{join_id}"]
+    cluster.divert("records", {0, 1})
+    assert clustered.join(join_id, "b", b"2", size=4, expires=DAY).arrived == 2
+    cluster.divert("records", {2})
+    mark = {"_id": f"m:{join_id}:c", "born": head["born"], "member": "c", "body": "Mw=="}
+    answers = clustered._client.bulk("p-records", [{**head, "members": ["a", "c"]}, mark])
+    assert [answer.outcome for answer in answers] == [BulkOutcome.ACCEPTED] * 2
+    cluster.replicate("records")  # before that process has found out that it lost
+
+    last = other.join(join_id, "d", b"4", size=4, expires=DAY)
+
+    assert (last.arrived, last.complete) == (4, True)
+    assert last.outcomes == {"a": b"1", "b": b"2", "c": b"3", "d": b"4"}
+    cluster.replicate("records")
+    assert [leaf.deleted for leaf in cluster.leaves("records")[f"j:{join_id}"]].count(False) == 1
+    assert clustered.join(join_id, "a", b"1", size=4, expires=DAY) == last
+
+
+def test_two_nodes_that_begin_a_join_begin_one(
+    clustered: CouchDBBackend, other: CouchDBBackend, cluster: CouchDBCluster
+) -> None:
+    clustered.write("there", b"1")
+    cluster.divert("records", {0, 1})
+    assert clustered.join("join", "a", b"1", size=3, expires=DAY).arrived == 1
+    cluster.divert("records", {2})
+    begun = [
+        {"_id": "j:join", "born": "another", "members": ["b"]},
+        {"_id": "m:join:b", "born": "another", "member": "b", "body": "Mg=="},
+    ]
+    assert [answer.outcome for answer in clustered._client.bulk("p-records", begun)] == [BulkOutcome.ACCEPTED] * 2
+    cluster.replicate("records")
+
+    last = other.join("join", "c", b"3", size=3, expires=DAY)
+
+    assert last.outcomes == {"a": b"1", "b": b"2", "c": b"3"}
+
+
+def test_a_member_that_died_before_it_brought_anything_arrives_again(
+    clustered: CouchDBBackend, cluster: CouchDBCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joins, "PATIENCE_SECONDS", 0.2)
+    clustered.join("join", "a", b"1", size=3, expires=DAY)
+    head = clustered._joins._heads["j:join"]
+    clustered._client.bulk("p-records", [{**head, "members": ["a", "died"]}])
+
+    assert clustered.join("join", "b", b"2", size=3, expires=DAY) == Joined(2, complete=False)
+    last = clustered.join("join", "died", b"3", size=3, expires=DAY)
+
+    assert last.outcomes == {"a": b"1", "b": b"2", "died": b"3"}
+
+
+OPERATIONS: dict[str, Callable[[CouchDBBackend], object]] = {
+    "put": lambda store: store.put([success("t")]) == [True],
+    "begin": lambda store: store.begin([Start("t", 0, "message", DAY)]) == [Begun(BeginOutcome.GO)],
+    "write": lambda store: store.write("k", b"1") == 1,
+    "write if missing": lambda store: store.write("k", b"1", expected_version=0) == 1,
+    "join": lambda store: store.join("j", "a", b"1", size=2, expires=DAY) == Joined(1, complete=False),
+}
+
+
+@pytest.mark.parametrize("carried_out", [False, True], ids=["not carried out", "carried out"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_a_node_has_not_heard_of_yet_is_tried_again(
+    clustered: CouchDBBackend, cluster: CouchDBCluster, name: str, carried_out: bool
+) -> None:
+    """CouchDB answers the first writes to a database that it has just made with 500 now and then."""
+    cluster.fail("POST", "p-re.*/_bulk_docs", 500, body=NOT_HEARD_OF, times=3, carried_out=carried_out)
+
+    assert OPERATIONS[name](clustered)
 
 
 # What the doctor says.

@@ -236,6 +236,10 @@ class Client:
             self._create_database(name)
         self._ensured.add(name)
 
+    def has_ensured(self, name: str) -> bool:
+        """Whether this process has found or made the database already."""
+        return name in self._ensured
+
     def is_missing(self, error: EkidenError) -> bool:
         """Whether ``error`` says that a database is missing (any more)."""
         return status_of(error) == HTTPStatus.NOT_FOUND

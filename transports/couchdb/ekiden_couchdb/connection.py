@@ -122,10 +122,16 @@ class Connection:
             self._connect(time.monotonic() + min(_HANDSHAKE_SECONDS, _left(deadline) / 2))
         except TimeoutError as error:
             self._http.close()
+            if not isinstance(error, SilentHandshake):
+                self._connect(deadline)
+                return
             # CouchDB never answers TLS on its plain port, so waiting longer would tell nothing.
-            if isinstance(error, SilentHandshake) and self._speaks_plainly(time.monotonic() + _PLAIN_SECONDS, deadline):
+            if self._speaks_plainly(time.monotonic() + min(_PLAIN_SECONDS, _left(deadline) / 2)):
                 raise NoTLS from None
-            self._connect(deadline)
+            try:
+                self._connect(deadline)
+            except Overdue:
+                raise error from None
 
     def exchange(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], deadline: float
@@ -197,13 +203,13 @@ class Connection:
                 raise  # no connection, of whatever kind
             raise SilentHandshake from error
 
-    def _speaks_plainly(self, *deadlines: float) -> bool:
+    def _speaks_plainly(self, deadline: float) -> bool:
         """Whether what listens there answers HTTP without TLS. Nothing of ours is shown to it."""
         plain = _HTTP(self._http.host, self._http.port)
         try:
-            plain.timeout = _left(min(deadlines))
+            plain.timeout = _left(deadline)
             plain.connect()
-            _set_deadline(plain, min(deadlines))
+            _set_deadline(plain, deadline)
             plain.request("GET", "/", preload_content=False)
             return plain.getresponse().status > 0
         except TROUBLE:

@@ -163,9 +163,9 @@ class CouchDBConsumer(Consumer):
 
     def _tidy(self) -> None:
         """Remove what consumers leave behind: the slots of killed ones, and claims of ours that were lost."""
-        self._coordinators.look()
         now = time.monotonic()
         with contextlib.suppress(TransportError), self._client.one_deadline():  # nothing depends on it
+            self._coordinators.look()
             if now >= self._slots_at:
                 self._slots_at = now + _SLOTS_EVERY_SECONDS
                 self._claimer.forget_old_slots()

@@ -25,6 +25,7 @@ from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client
 from ekiden_couchdb.documents import Rows
+from ekiden_couchdb.errors import refusal_in
 from ekiden_couchdb.reading import Row, read_rows
 
 logger = safe_logger(__name__)
@@ -76,9 +77,10 @@ class Coordinators:
         self._told: set[str] = set()
 
     def look(self) -> None:
-        """Agree with the others, when it is time; a second time soon after the first. Raises nothing.
+        """Agree with the others, when it is time; a second time soon after the first.
 
-        What cannot be asked now is looked at again: until then the order of the URL counts, or what was agreed on.
+        What a server refuses is looked at again: until then the order of the URL counts, or what was agreed on. Raises
+        what the client raises where none answers, or none as CouchDB does.
         """
         if time.monotonic() < self._look_at or not self._looking.acquire(blocking=False):
             return
@@ -97,10 +99,11 @@ class Coordinators:
                 if sentence not in self._told:
                     self._told.add(sentence)
                     logger.warning("%s: %s", self._client.place, sentence)
-        except self._client.errors.refused:
-            self._look_at = time.monotonic() + _AFTER_REFUSAL_SECONDS
-        except EkidenError:
-            pass
+        except EkidenError as error:
+            if refusal_in(error) is None:
+                raise
+            if isinstance(error, self._client.errors.refused):
+                self._look_at = time.monotonic() + _AFTER_REFUSAL_SECONDS
         except Exception:
             logger.exception("it could not be agreed which node of the cluster is asked")
         finally:

@@ -105,26 +105,34 @@ def _parts(payloads: Sequence[bytes]) -> Iterator[list[bytes]]:
         yield part
 
 
+def is_lasting(client: Client) -> bool:
+    """Whether an administrator has made a database for all days."""
+    answer = client.ask("GET", f"/{lasting_database(client)}", accept={HTTPStatus.NOT_FOUND})
+    return answer.status == HTTPStatus.OK
+
+
 def _store(client: Client, document: dict[str, object]) -> None:
-    """Store a document of a broadcast, wherever it belongs now."""
+    """Store a document of a broadcast, wherever it belongs now.
+
+    It is asked which database is there before anything is sent: to a missing one a server would not read it.
+    """
     deadline = client.deadline()
-    try:
+    if is_lasting(client):
         _store_in(client, lasting_database(client), document, deadline)
         return
-    except client.errors.refused as error:
-        if not client.is_missing(error):
-            raise
     database = database_of(client, client.server_time())
+    is_new = not client.has_ensured(database)
+    ensure_database(client, database)
     try:
         _store_in(client, database, document, deadline)
-        return
     except client.errors.refused as error:
         if not client.is_missing(error):
             raise
-    client.lost(database)
-    ensure_database(client, database)
-    _store_in(client, database, document, deadline)
-    drop_old_databases(client)
+        client.lost(database)
+        ensure_database(client, database)
+        _store_in(client, database, document, deadline)
+    if is_new:
+        drop_old_databases(client)
 
 
 def _store_in(client: Client, database: str, document: dict[str, object], deadline: float) -> None:

@@ -96,6 +96,24 @@ class Generations:
         """Look into the catalogue again: a database was not there, or did not take a document."""
         self._load()
 
+    def replace_missing(self) -> None:
+        """Begin another generation where the one for new messages is named in the catalogue and not there.
+
+        Somebody has deleted it, with all that was in it. Raises what the client raises.
+        """
+        catalogue = self._load()
+        name = catalogue.current(self._now()).name
+        if (
+            not catalogue.rev
+            or self._client.ask("GET", f"/{name}", accept={HTTPStatus.NOT_FOUND}).status == HTTPStatus.OK
+        ):
+            return
+        logger.error("the database %s is gone, and with it the messages that it held; another takes its place", name)
+        created = create_generation(self._client, like=None)
+        changed = catalogue.without(name).with_generation(Generation(created, opens=0))
+        if self._store.save(changed) is None:
+            self._client.ask("DELETE", f"/{created}", accept={HTTPStatus.NOT_FOUND}, harmless=True)
+
     def deleted(self, database: str, leaves: Mapping[str, Sequence[str]]) -> None:
         """Documents were deleted; ``tidy`` is wanted soon when they are many. Never blocks."""
         del database  # which leaves there are is read from the database itself, when they are purged

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from http import HTTPStatus
 
 import msgspec
 from ekiden.errors import TransportClosed
@@ -50,7 +49,7 @@ class CouchDBListener(Listener):
         self._known: OrderedDict[str, None] = OrderedDict()
         self._closed = threading.Event()
         self._followed: dict[str, Changes] = {}
-        self._lasts = self._is_lasting()
+        self._lasts = events.is_lasting(client)
         events_now = self._wanted()
         for database in events_now:
             self._ensure(database)
@@ -93,11 +92,6 @@ class CouchDBListener(Listener):
         self._followed.clear()
 
     # The databases.
-
-    def _is_lasting(self) -> bool:
-        database = events.lasting_database(self._client)
-        answer = self._client.ask("GET", f"/{database}", accept={HTTPStatus.NOT_FOUND})
-        return answer.status == HTTPStatus.OK
 
     def _wanted(self) -> list[str]:
         """The databases in which something may be told now, the oldest first."""

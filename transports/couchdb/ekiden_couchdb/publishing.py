@@ -147,6 +147,8 @@ class Publisher:
                     return
                 if not self._client.is_missing(error) or not tries_left:
                     raise
+                if tries_left == 1:
+                    self._generations.replace_missing()
             if not items:
                 return
             self._generations.refresh()
