@@ -42,7 +42,7 @@ MESSAGE_ID = re.compile(r"[A-Za-z0-9.=-]+:(?:r:\d:\d{16}|d:\d{15}:\d):[A-Za-z0-9
 """How the documents of messages are called."""
 _LATEST_DUE = 10**15 - 1
 _MOST_ATTEMPTS = 1_000_000
-_FIELDS = {"message": str, "attempts": int, "until": int, "token": str}
+_FIELDS = {"format": int, "message": str, "attempts": int, "until": int, "token": str}
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, str, int, float | None, dict[str, Any] | None, bytes]).decode
@@ -209,11 +209,11 @@ def why_unreadable(document: Document) -> str | None:
     """Why this is no message that we can read: another's document, or of a later format; None for one that is."""
     if not MESSAGE_ID.fullmatch(str(document.get("_id"))):
         return "its id is none of a message"
-    if document.get("format") != FORMAT:
-        return f"its format is {document.get('format')!r}, not {FORMAT}"
     for name, kind in _FIELDS.items():
         if type(document.get(name)) is not kind:
             return f"{name!r} is not {kind.__name__}"
+    if document["format"] != FORMAT:
+        return f"its format is {document['format']}, not {FORMAT}"
     return None
 
 

@@ -54,6 +54,7 @@ class Signals:
         self._waiters: set[Waiter] = set()
         self._changes: Changes | None = None
         self._heard_of: dict[str, _Rings] = {}
+        self._follow_at = 0.0
         self._closed = False
 
     def ring(self, queues: Iterable[str]) -> None:
@@ -70,9 +71,13 @@ class Signals:
 
     def follow(self) -> None:
         """Have the feed begin, if there is none. Raises nothing: while there is none, everybody looks."""
+        if self._changes is not None:
+            return
         with self._lock:
-            if self._changes is not None or self._closed or not self._waiters:
+            now = time.monotonic()
+            if self._changes is not None or self._closed or not self._waiters or now < self._follow_at:
                 return
+            self._follow_at = now + WITHOUT_FEED_SECONDS
             self._heard_of = {}
             changes = Changes(
                 self._client,
@@ -89,6 +94,7 @@ class Signals:
                 logger.warning("%s", error)
             else:
                 self._changes = changes
+                self._follow_at = 0.0
 
     @property
     def is_live(self) -> bool:
@@ -156,6 +162,7 @@ class Waiter:
         While no rings can be heard, a second is a reason.
         """
         give_up = time.monotonic() + seconds
+        self._signals.follow()
         while True:
             left = give_up - time.monotonic()
             is_live = self._signals.is_live
@@ -166,7 +173,6 @@ class Waiter:
             if left <= longest:
                 return False
             if not is_live:
-                self._signals.follow()
                 return True
 
     def wake(self) -> None:
