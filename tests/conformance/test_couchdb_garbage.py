@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ekiden import Ekiden
 from ekiden.errors import BackendError
-from ekiden.message import DUPLICATE, STORED, Delivery, Message, SettleOutcome, new_id
+from ekiden.message import DUPLICATE, STORED, Delivery, Depth, Message, SettleOutcome, new_id
 from ekiden.plugins import open_backend, open_transport
 from ekiden.results import Backend, BeginOutcome, Begun, Joined, Record, Start, StoredResult
 from ekiden.states import STARTED
@@ -84,25 +85,21 @@ def stored(message: Message, **changes: Any) -> dict[str, Any]:
     return {**document, **changes}
 
 
-def garbage_of_messages() -> list[dict[str, Any]]:
-    """Documents at the head of the queue that are no messages, each in another way."""
-    fields = ["format", "message", "attempts", "until", "token"]
+def damaged_messages() -> list[dict[str, Any]]:
+    """Documents at the head of the queue that were messages of ours, each damaged in another way."""
+    found: list[dict[str, Any]] = []
+    for number, value in enumerate([*VALUES, "", "!", "AAAA", "kZGRkQ==", "3" * 10_000]):
+        found.append({**stored(a_message("queue", id=f"damaged-{number}")), "message": value})
+        others = {"attempts": value, "until": value, "token": value, "owner": value, "note": value, "given_back": value}
+        found.append({**stored(a_message("queue", id=f"damaged-beside-{number}")), "message": None, **others})
+    lacking = stored(a_message("queue", id="lacking"))
+    return [*found, {"_id": lacking["_id"], "format": 1}]
+
+
+def foreign_documents() -> list[dict[str, Any]]:
+    """Documents at the head of the queue that are none of ours, or of a later version."""
     found = [
-        {**stored(a_message("queue", id=f"odd-{field}-{number}")), field: value}
-        for field in fields
-        for number, value in enumerate(VALUES)
-        if not (type(value) is int and field in {"attempts", "until"}) and not (type(value) is str and field == "token")
-    ]
-    found += [
-        stored(a_message("queue", id=f"missing-{field}")) | {"_id": f"queue:r:0:{8:016d}:missing-{field}"}
-        for field in fields
-    ]
-    for document, field in zip(found[-len(fields) :], fields, strict=True):
-        del document[field]
-    contents = ["", "!", "AAAA", "kZGRkQ==", "3" * 10_000, DEEP]
-    found += [
-        {**stored(a_message("queue", id=f"content-{number}")), "message": content}
-        for number, content in enumerate(contents)
+        {**stored(a_message("queue", id=f"foreign-{number}")), "format": value} for number, value in enumerate(VALUES)
     ]
     places = ["queue:r:", "queue:r:0", "queue:r:x:y", "queue:r:0:1:2:3:4", "queue:r:9999", "queue:d:", "queue:d:x:y:z"]
     found += [{**stored(a_message("queue", id="x")), "_id": place} for place in places]
@@ -115,16 +112,65 @@ def grown(held: list[Delivery], more: list[Delivery]) -> int:
     return len(held)
 
 
-def test_messages_that_cannot_be_read_hold_up_nobody(
+def test_damaged_messages_are_handed_out_as_what_no_worker_takes_for_a_call(
     single: CouchDBCluster, transport: Transport, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport.publish(numbered("queue", 5))
-    garbage = garbage_of_messages()
-    single.plant(database_of_messages(single), *garbage)
+    damaged = damaged_messages()
+    single.plant(database_of_messages(single), *damaged)
+    assert len(transport.browse("queue", limit=1000)) == 5 + len(damaged)
+    assert transport.depth("queue").ready == 5 + len(damaged)
 
     with consume(transport) as consumer, consume(transport) as other:
         held: list[Delivery] = []
-        eventually(lambda: grown(held, consumer.receive(3, 0.1) + other.receive(3, 0.1)) >= 5, what="all five came")
+        eventually(
+            lambda: grown(held, consumer.receive(30, 0.1) + other.receive(30, 0.1)) >= 5 + len(damaged),
+            what="all came",
+            within=30.0,
+        )
+        readable = [each for each in held if "content-type" not in each.message.headers]
+        assert sorted(bodies(readable)) == [b"0", b"1", b"2", b"3", b"4"]
+        assert {each.message.id for each in held} >= {"damaged-0", "damaged-beside-3", "lacking"}
+        assert consumer.receive(9, 0.0) + other.receive(9, 0.0) == []
+        consumer.extend(held)
+        other.extend(held)
+        settle(consumer, held)
+        settle(other, held)
+
+    assert transport.depth("queue") == Depth(0, 0, 0)
+    assert len(errors_about(caplog, "cannot be read")) == len(damaged)
+
+
+def test_a_worker_buries_what_it_cannot_read(single: CouchDBCluster) -> None:
+    app = Ekiden("garbage", broker=single.url("p"), backend=single.url("p"))
+
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    with app:
+        app.transport.publish([a_message("default")])
+        app.transport.purge("default")
+        odd = stored(a_message("queue", id="damaged"))
+        place = odd["_id"].replace("queue:", "default:")
+        single.plant(database_of_messages(single), {**odd, "_id": place, "message": "!"})
+        result = double.delay(4)
+        with app.worker():
+            assert result.get(timeout=30) == 8
+            letters = eventually(lambda: app.transport.browse("default.dead"), what="it is buried", within=30.0)
+
+    assert [letter.message.body for letter in letters] == [b"!"]
+
+
+def test_what_is_none_of_ours_holds_up_nobody(
+    single: CouchDBCluster, transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport.publish(numbered("queue", 5))
+    foreign = foreign_documents()
+    single.plant(database_of_messages(single), *foreign)
+
+    with consume(transport) as consumer, consume(transport) as other:
+        held = consumer.receive(3, 5.0) + other.receive(3, 5.0)
         assert sorted(bodies(held)) == [b"0", b"1", b"2", b"3", b"4"]
         assert transport.publish(numbered("queue", 5)) == [STORED] * 5
         again = other.receive(100, 5.0)
@@ -136,7 +182,7 @@ def test_messages_that_cannot_be_read_hold_up_nobody(
     assert transport.depth("queue").leased == 0
     assert len(transport.browse("queue", limit=1000)) == 5
     told = errors_about(caplog, "is set aside")
-    assert len(told) == len(garbage)
+    assert len(told) == len(foreign)
 
 
 def test_odd_numbers_of_messages_are_taken_for_possible_ones(single: CouchDBCluster, transport: Transport) -> None:
@@ -565,7 +611,7 @@ def test_a_fault_in_ringing_ends_no_publisher(
         patched.setattr("ekiden_couchdb.ringing.AFTER_TROUBLE_SECONDS", 0.01)
         for _ in range(20):
             assert transport.publish([a_message("queue")]) == [STORED]
-        eventually(lambda: len(errors_about(caplog, "could not be rung")) > 1, what="the thread has met it, too")
+        eventually(lambda: len(errors_about(caplog, "nobody was rung for")) > 1, what="the thread has met it, too")
     with consume(transport, "later") as consumer:
         assert consumer.receive(1, 0.1) == []
         transport.publish([a_message("later")])
@@ -585,7 +631,7 @@ def test_a_fault_in_tidying_the_store_is_told_and_the_next_step_comes(
         patched.setattr(tidying.Tidying, "step", fail)
         backend._tidying._next_at = 0.0
         backend.write("key", b"1")
-        eventually(lambda: errors_about(caplog, "the result store could not be tidied"), what="it is told")
+        eventually(lambda: errors_about(caplog, "what has expired was not deleted"), what="it is told")
     single.requests.clear()
 
     def is_tidied() -> bool:

@@ -7,7 +7,6 @@ of a long queue, the id says all that is to be known, and their bodies are not r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 from ekiden.errors import BrokerRefused
@@ -23,12 +22,13 @@ from ekiden_couchdb.documents import (
     delayed_rows,
     due_of,
     generation,
-    is_message,
+    message_in,
     note_of,
     place_in,
     ready_rows,
-    unpacked,
+    token_of,
     until_of,
+    why_foreign,
 )
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.reading import Row, read_documents, read_rows
@@ -75,11 +75,11 @@ def browse(client: Client, generations: Generations, queue: str, *, after_cursor
         while len(seen) < limit:
             page = _read(client, place.database, rows, limit=min(limit - len(seen), _DOCUMENTS_PAGE))
             for row in page:
-                with suppress(ValueError):  # what no version of ours has written is not shown
-                    if row.document is not None and is_message(row.document):
-                        message, attempts = unpacked(row.document["message"]), attempts_of(row.document)
-                        condition = _condition(row.document, now)
-                        seen.append(Seen(message, condition, attempts, f"{place.database} {row.id}"))
+                # What no version of ours has written, or a later one, is not shown.
+                if row.document is not None and why_foreign(row.document) is None:
+                    message, _ = message_in(row.document, queue)
+                    attempts, condition = attempts_of(row.document), _condition(row.document, now)
+                    seen.append(Seen(message, condition, attempts, f"{place.database} {row.id}"))
             if not page:
                 break
             rows = Rows(after(page[-1].id), rows.end)
@@ -152,12 +152,12 @@ def _conditions(client: Client, database: str, rows: Sequence[Row], now: float) 
             conditions[row.id] = Condition.READY if due_of(row.id) <= now else Condition.DELAYED
     for start in range(0, len(touched), _DOCUMENTS_PAGE):
         for found in read_documents(client, database, touched[start : start + _DOCUMENTS_PAGE]).values():
-            if found.document is not None and is_message(found.document):
+            if found.document is not None and why_foreign(found.document) is None:
                 conditions[found.id] = _condition(found.document, now)
     return conditions
 
 
 def _condition(document: Document, now: float) -> Condition:
     if until_of(document) > now:
-        return Condition.LEASED if document["token"] else Condition.DELAYED
+        return Condition.LEASED if token_of(document) else Condition.DELAYED
     return Condition.READY if due_of(document["_id"]) <= now else Condition.DELAYED

@@ -33,14 +33,17 @@ from ekiden_couchdb.documents import (
     attempts_of,
     delayed_rows,
     is_ready_at,
+    message_in,
     order_of,
     owner_in,
+    queue_in,
     ready_rows,
+    size_of,
     slot_id,
-    unpacked,
+    token_of,
     until,
     until_of,
-    why_unreadable,
+    why_foreign,
 )
 from ekiden_couchdb.errors import status_of
 from ekiden_couchdb.generations import Generations
@@ -82,6 +85,7 @@ class _Unanswered(msgspec.Struct, frozen=True):
     """A claim that may have been carried out."""
 
     database: str
+    queue: str
     token: str
     ids: list[str]
     ends: float
@@ -164,7 +168,7 @@ class Claimer:
             self._slots[database] = slot.rev
             for each in read_documents(self._client, database, _held_in(slot.document)).values():
                 if each.document is not None and each.document.get("owner") == self._owner:
-                    held = self._read(database, each.document, each.rev)
+                    held = self._read(database, each.document, each.rev, queue_in(each.id))
                     recovered += [] if held is None else [held]
         return recovered
 
@@ -202,7 +206,7 @@ class Claimer:
     def _claim_from(self, database: str, queue: str, room: int) -> list[Held]:
         for tries in range(1, _TRIES_AGAINST_OTHERS + 1):
             candidates = self._candidates(database, queue, room)
-            won = self._write(database, _bounded(candidates[:room])) if candidates else []
+            won = self._write(database, queue, _bounded(candidates[:room])) if candidates else []
             if won or not candidates:
                 return won
             time.sleep(random.uniform(0, 0.003 * tries))  # so many others are at it that they had better spread
@@ -243,7 +247,7 @@ class Claimer:
             document = row.document
             if document is None:
                 continue
-            if (why := why_unreadable(document)) is not None:
+            if (why := why_foreign(document)) is not None:
                 self._set_aside.add(database, row.id, row.rev, why)
             if self._set_aside.has(database, row.id, row.rev):
                 blocked += 1
@@ -302,15 +306,15 @@ class Claimer:
         except BrokerUnavailable:
             self._document_bytes *= 4  # it may have been too much for the time that there is
             raise
-        sizes = [_size_of(row) for row in page]
+        sizes = [size_of(row.document) for row in page]
         if sizes:
             self._document_bytes = max(1000.0, sum(sizes) / len(sizes), 0.7 * self._document_bytes)
         return page
 
-    def _write(self, database: str, rows: Sequence[Row]) -> list[Held]:
+    def _write(self, database: str, queue: str, rows: Sequence[Row]) -> list[Held]:
         """Claim ``rows`` with a fresh token. Returns those that are ours now."""
         try:
-            return self._write_together(database, rows)
+            return self._write_together(database, queue, rows)
         except BrokerRefused as error:
             if status_of(error) != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 raise
@@ -318,23 +322,26 @@ class Claimer:
                 self._set_aside.add(database, rows[0].id, rows[0].rev, error)
                 return []
         # A claim makes a document larger by a little, and one of these was as large as the server takes.
-        return [held for row in rows for held in self._write(database, [row])]
+        return [held for row in rows for held in self._write(database, queue, [row])]
 
-    def _write_together(self, database: str, rows: Sequence[Row]) -> list[Held]:
+    def _write_together(self, database: str, queue: str, rows: Sequence[Row]) -> list[Held]:
         token = os.urandom(12).hex()
         lease = self._lease + (NODES_DIFFER_SECONDS if self._client.is_cluster() else 0.0)
         end = until(self._client.latest_server_time(), lease)
         ends = time.monotonic() + self._lease
         claims: list[Held] = []
         for row in rows:
-            if row.document is not None and (held := self._read(database, row.document, row.rev, ends)) is not None:
+            if (
+                row.document is not None
+                and (held := self._read(database, row.document, row.rev, queue, ends)) is not None
+            ):
                 attempts = attempts_of(held.document) + 1
                 held.document |= {"attempts": attempts, "until": end, "token": token, "owner": self._owner}
                 claims.append(held)
         if not claims:
             return []
         ids = [held.id for held in claims]
-        self._unanswered = _Unanswered(database, token, ids, ends)
+        self._unanswered = _Unanswered(database, queue, token, ids, ends)
         written = [{**held.document, "_rev": held.rev} for held in claims]
         slots = [] if database in self._takes_no_slot else [self._slot(database, ids)]
         try:
@@ -355,17 +362,18 @@ class Claimer:
         self._crowd = 0.7 * self._crowd + 0.3 * (1 - len(won) / len(claims))
         return won
 
-    def _read(self, database: str, document: Document, rev: str, ends: float = 0.0) -> Held | None:
-        """``document`` as something to hold; None where it is no message that we can read: that one is set aside."""
-        why = why_unreadable(document)
+    def _read(self, database: str, document: Document, rev: str, queue: str, ends: float = 0.0) -> Held | None:
+        """``document`` as something to hold; None where it is no message of ours: that one is set aside.
+
+        One that is damaged is handed out as well, with what is left of it: its receiver buries it.
+        """
+        why = why_foreign(document)
         if why is not None:
             self._set_aside.add(database, document["_id"], rev, why)
             return None
-        try:
-            message = unpacked(document["message"])
-        except ValueError as error:
-            self._set_aside.add(database, document["_id"], rev, error)
-            return None
+        message, damage = message_in(document, queue)
+        if damage is not None:
+            logger.error("%s: the message in the document %s cannot be read: %s", database, document["_id"], damage)
         return Held(database, {name: value for name, value in document.items() if name != "_rev"}, rev, message, ends)
 
     def _slot(self, database: str, ids: list[str]) -> Document:
@@ -403,7 +411,7 @@ class Claimer:
         won: list[Held] = []
         for each in found.values():
             if each.document is not None and each.document.get("token") == unanswered.token:
-                held = self._read(unanswered.database, each.document, each.rev, unanswered.ends)
+                held = self._read(unanswered.database, each.document, each.rev, unanswered.queue, unanswered.ends)
                 won += [] if held is None else [held]
         return won
 
@@ -445,7 +453,7 @@ class Claimer:
         """
         living: list[Row] = []
         for row in rows:
-            if row.document is None or not row.document["token"]:
+            if row.document is None or not token_of(row.document):
                 living.append(row)
                 continue
             leaves = read_leaves(self._client, database, row.id)
@@ -467,16 +475,10 @@ def _bounded(rows: Sequence[Row]) -> Sequence[Row]:
     """As many of ``rows`` as one request carries."""
     size = 0
     for number, row in enumerate(rows):
-        size += _size_of(row)
+        size += size_of(row.document)
         if number and size > _PAGE_BYTES:
             return rows[:number]
     return rows
-
-
-def _size_of(row: Row) -> int:
-    """About how large it is."""
-    content = None if row.document is None else row.document.get("message")
-    return len(content) if isinstance(content, str) else 0
 
 
 def _held_in(slot: Document) -> list[str]:

@@ -42,7 +42,9 @@ MESSAGE_ID = re.compile(r"[A-Za-z0-9.=-]+:(?:r:\d:\d{16}|d:\d{15}:\d):[A-Za-z0-9
 """How the documents of messages are called."""
 _LATEST_DUE = 10**15 - 1
 _MOST_ATTEMPTS = 1_000_000
-_FIELDS = {"format": int, "message": str, "attempts": int, "until": int, "token": str}
+_ESCAPED = re.compile(r"(?:=[0-9a-f]{2})+")
+_UNREADABLE = {"content-type": "application/x-ekiden-unreadable"}
+"""No worker takes it for a call: it goes to the dead letters."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, str, int, float | None, dict[str, Any] | None, bytes]).decode
@@ -183,12 +185,41 @@ def unpacked(content: str) -> Message:
         message_id, queue, priority, due, headers, body = _decode(base64.b64decode(content, validate=True))
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    if due is not None and not math.isfinite(due):
-        due = None
     message = Message(message_id, queue, body, headers or {}, priority, due)
     if (reason := unsendable(message)) is not None:
         raise ValueError(reason)
     return message
+
+
+def message_in(document: Document, queue: str) -> tuple[Message, str | None]:
+    """The message of a document in ``queue``, and why it cannot be read, if so: then it is marked as being none."""
+    content = document.get("message")
+    why = "it is no text"
+    if isinstance(content, str):
+        try:
+            return unpacked(content), None
+        except ValueError as error:
+            why = str(error)
+    stored = content if isinstance(content, str) else msgspec.json.encode(content).decode()
+    message_id = _decoded_name(document["_id"].rpartition(":")[2])
+    return Message(message_id, queue, stored.encode(errors="replace"), _UNREADABLE), why
+
+
+def size_of(document: Document | None) -> int:
+    """About how large the document is."""
+    content = None if document is None else document.get("message")
+    return len(content) if isinstance(content, str) else len(msgspec.json.encode(content))
+
+
+def queue_in(document_id: str) -> str:
+    """The queue of a message by the id of its document: as it was, or, if it was long, what is left of it."""
+    return _decoded_name(document_id.partition(":")[0])
+
+
+def _decoded_name(written: str) -> str:
+    """What ``encoded_name`` has written so; of a long name, what it has kept."""
+    decoded = _ESCAPED.sub(lambda found: bytes.fromhex(found[0].replace("=", "")).decode(errors="replace"), written)
+    return decoded.replace("\0", "") or written
 
 
 def new_document(document_id: str, message: Packed, note: str) -> Document:
@@ -205,16 +236,12 @@ def new_document(document_id: str, message: Packed, note: str) -> Document:
     }
 
 
-def why_unreadable(document: Document) -> str | None:
-    """Why this is no message that we can read: another's document, or of a later format; None for one that is."""
+def why_foreign(document: Document) -> str | None:
+    """Why this is no message of ours, or of a later format; None for one, however damaged it is."""
     if not MESSAGE_ID.fullmatch(str(document.get("_id"))):
         return "its id is none of a message"
-    for name, kind in _FIELDS.items():
-        if type(document.get(name)) is not kind:
-            return f"{name!r} is not {kind.__name__}"
-    if document["format"] != FORMAT:
-        return f"its format is {document['format']}, not {FORMAT}"
-    return None
+    written = document.get("format")
+    return None if type(written) is int and written == FORMAT else f"its format is {written!r}, not {FORMAT}"
 
 
 def note_revision(document: Document) -> str:
@@ -223,20 +250,22 @@ def note_revision(document: Document) -> str:
     return rev if isinstance(rev, str) and _REVISION.fullmatch(rev) else ""
 
 
-def is_message(document: Document | None) -> bool:
-    """Whether this is a message that we can read: not another's document, and not of a later format."""
-    return document is not None and why_unreadable(document) is None
-
-
 def attempts_of(document: Document) -> int:
     """How often the message was handed out; what cannot be is as much as that is nearest to."""
-    return min(max(0, int(document["attempts"])), _MOST_ATTEMPTS)
+    attempts = document.get("attempts")
+    return min(max(0, attempts), _MOST_ATTEMPTS) if type(attempts) is int else 0
 
 
 def until_of(document: Document) -> int:
     """Milliseconds by the server's clock before which it is not delivered; a moment that we cannot write is none."""
-    until = int(document["until"])
-    return until if 0 <= until <= _LATEST_DUE else 0
+    end = document.get("until")
+    return end if type(end) is int and 0 <= end <= _LATEST_DUE else 0
+
+
+def token_of(document: Document) -> str:
+    """The token of who holds it; "" where nobody does."""
+    token = document.get("token")
+    return token if isinstance(token, str) else ""
 
 
 def is_ready_at(document: Document) -> int:

@@ -23,7 +23,7 @@ import msgspec
 
 from ekiden_couchdb.catalogue import is_generation
 from ekiden_couchdb.client import BulkOutcome, Client
-from ekiden_couchdb.documents import Document, Rows, after, note_of, place_in, until_of, why_unreadable
+from ekiden_couchdb.documents import Document, Rows, after, note_of, place_in, until_of, why_foreign
 from ekiden_couchdb.reading import Row, read_documents, read_leaves, read_rows, read_surely, visible
 from ekiden_couchdb.set_aside import SetAside
 
@@ -67,7 +67,7 @@ class Mover:
         document = row.document
         if document is None:
             return False
-        why = why_unreadable(document) or (self._why_unmovable(document) if "moving" in document else None)
+        why = why_foreign(document) or (self._why_unmovable(document) if "moving" in document else None)
         if why is not None:
             self._set_aside.add(self._database, row.id, row.rev, why)
             return False

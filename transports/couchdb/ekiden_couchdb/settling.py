@@ -19,7 +19,7 @@ from ekiden.message import LOST, SETTLED, Delivery, Ending, PublishOutcome, Sett
 
 from ekiden_couchdb.claiming import NODES_DIFFER_SECONDS
 from ekiden_couchdb.client import BulkAnswer, BulkOutcome, Client
-from ekiden_couchdb.documents import Document, attempts_of, generation, note_of, note_revision, place_in, until
+from ekiden_couchdb.documents import Document, attempts_of, generation, note_of, note_revision, place_in, size_of, until
 from ekiden_couchdb.generations import Generations
 from ekiden_couchdb.holding import Held, Holdings, Tag
 from ekiden_couchdb.publishing import Publisher
@@ -296,7 +296,7 @@ def _by_database(held: Iterable[Held]) -> Iterator[tuple[str, list[Held]]]:
     for database, some in databases.items():
         start = size = 0
         for end, each in enumerate(some):
-            length = len(each.document["message"])
+            length = size_of(each.document)
             if end > start and (end - start == AT_ONCE or size + length > SLICE_BYTES):
                 yield database, some[start:end]
                 start, size = end, 0

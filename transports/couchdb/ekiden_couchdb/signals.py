@@ -71,8 +71,6 @@ class Signals:
 
     def follow(self) -> None:
         """Have the feed begin, if there is none. Raises nothing: while there is none, everybody looks."""
-        if self._changes is not None:
-            return
         with self._lock:
             now = time.monotonic()
             if self._changes is not None or self._closed or not self._waiters or now < self._follow_at:
