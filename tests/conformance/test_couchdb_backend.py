@@ -11,21 +11,38 @@ from ekiden.message import new_id
 from ekiden.results import Backend
 from ekiden.testing.conformance import (
     BackendConformance,
+    BackendGarbageConformance,
+    BackendLimitConformance,
     BackendProcessConformance,
     BackendRestartConformance,
     BackendWireConformance,
     SilentBackendConformance,
 )
+from ekiden_couchdb.store_documents import escaped
 
-from tests.servers.couchdb import CouchDBServer
+from tests.servers.couchdb import CouchDBServer, spoil_document
 from tests.servers.couchdb_cluster import CouchDBCluster, playing
 from tests.servers.running import running
 
 
-class TestCouchDBBackend(BackendConformance, BackendProcessConformance):
+class TestCouchDBBackend(BackendConformance, BackendProcessConformance, BackendGarbageConformance):
     @pytest.fixture
     def url(self, couchdb_place: str) -> str:
         return couchdb_place
+
+    @pytest.fixture
+    def spoil(self, url: str) -> Callable[[str, str], None]:
+        spoiled: dict[str, tuple[str, dict[str, object]]] = {
+            "result": ("results", {"state": 5}),
+            "start": ("results", {"begun": "!"}),
+            "record": ("records", {"version": "!"}),
+        }
+
+        def spoil(kind: str, key: str) -> None:
+            part, changes = spoiled[kind]
+            spoil_document(url, part, escaped(key), changes)
+
+        return spoil
 
     @pytest.mark.slow
     @pytest.mark.timeout(240)
@@ -45,6 +62,34 @@ class TestCouchDBBackendInAPlayedCluster(BackendConformance):
     @pytest.fixture
     def url(self, cluster: CouchDBCluster) -> str:
         return cluster.url(f"test-{new_id()}")
+
+
+class TestCouchDBBackendWithSmallDocuments(BackendLimitConformance):
+    """A server whose ``max_document_size`` is 100 kB."""
+
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        with playing(copies=1) as single:
+            single.largest_document_bytes = 100_000
+            yield single.url(f"test-{new_id()}")
+
+    @pytest.fixture
+    def too_large(self) -> int:
+        return 200_000
+
+
+class TestCouchDBBackendWithSmallAttachments(BackendLimitConformance):
+    """A server whose ``max_attachment_size`` is 4 MB: what is larger than 3 MB is stored as one."""
+
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        with playing(copies=1) as single:
+            single.largest_attachment_bytes = 4_000_000
+            yield single.url(f"test-{new_id()}")
+
+    @pytest.fixture
+    def too_large(self) -> int:
+        return 4_100_000
 
 
 class OwnServer:

@@ -128,3 +128,21 @@ def remove_databases(url: str, prefix: str) -> None:
         for name in client.databases(prefix):
             status, said = client.request("DELETE", f"/{quote(name, safe='')}")
             assert status in {200, 202, 404}, said
+
+
+def spoil_document(url: str, part: str, end: str, changes: dict[str, object]) -> None:
+    """Change the one document, no note, whose id ends so in a database at ``url`` whose name contains ``part``."""
+    with CouchDBClient(url) as client:
+        for name in client.databases(parse_url(url).path):
+            if part not in name:
+                continue
+            status, said = client.request("GET", f"/{quote(name, safe='')}/_all_docs?include_docs=true")
+            assert status == 200, said
+            found = [row["doc"] for row in said["rows"] if row["id"].endswith(end) and not row["id"].startswith("~")]
+            if found:
+                (document,) = found
+                path = f"/{quote(name, safe='')}/{quote(document['_id'], safe='')}"
+                status, said = client.request("PUT", path, {**document, **changes})
+                assert status == 201, said
+                return
+    raise AssertionError(f"there is no document {end} in {part}")
