@@ -36,6 +36,7 @@ RESERVED_HEADER_PREFIX = "ekiden-"
 """Headers that ekiden sets itself begin with this; a user's may not."""
 
 _ID_TIME_DIGITS = 12
+_LONGEST_REASON = 1000
 _HEADER_TYPES = frozenset({str, int, float, bool, type(None)})
 _NUMBER_TYPES = frozenset({int, float})
 _SMALLEST_INTEGER, _LARGEST_INTEGER = -(2**63), 2**63 - 1
@@ -157,6 +158,26 @@ def derived_id(old: str, step: str) -> str:
     digest = blake2b(f"{old}\n{step}".encode(), digest_size=10).hexdigest()
     prefix = old[:_ID_TIME_DIGITS]
     return (prefix if len(prefix) == _ID_TIME_DIGITS and prefix.isalnum() and prefix.isascii() else "0" * 12) + digest
+
+
+def unreadable(queue: str, message_id: str, stored: bytes, reason: str, *, attempt: int = 0) -> Message | None:
+    """The dead letter for what a transport has found among the messages of ``queue`` and cannot read as one.
+
+    Its body is what was ``stored``, as far as that is bytes; the headers say why it is there, as those of every dead
+    letter do. The transport publishes it and forgets what it found, in one act where it can. What lay among the dead
+    letters stays among them; None for a reply queue, where nobody would look for it.
+    """
+    if queue.startswith(REPLY_PREFIX):
+        return None
+    headers: dict[str, HeaderValue] = {
+        f"{RESERVED_HEADER_PREFIX}dead-queue": queue.removesuffix(DEAD_SUFFIX),
+        f"{RESERVED_HEADER_PREFIX}dead-reason": "MessageError",
+        f"{RESERVED_HEADER_PREFIX}dead-error": reason[:_LONGEST_REASON],
+        f"{RESERVED_HEADER_PREFIX}dead-attempts": min(attempt, 2**53),
+        f"{RESERVED_HEADER_PREFIX}dead-at": time.time(),
+    }
+    dead = queue if queue.endswith(DEAD_SUFFIX) else queue + DEAD_SUFFIX
+    return Message(derived_id(message_id, "unreadable"), dead, stored, headers)
 
 
 def unsendable(message: Message) -> str | None:

@@ -143,7 +143,8 @@ class Backend(ABC):
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
         """What is stored for each task id, in their order; None for what is not there or has expired.
 
-        A task that has begun but stored nothing yet is told as STARTED with an empty body.
+        A task that has begun but stored nothing yet is told as STARTED with an empty body. Where what is stored for the
+        only one of ``ids`` cannot be read, BackendError may say so.
         """
 
     @abstractmethod

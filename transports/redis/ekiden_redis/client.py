@@ -2,7 +2,9 @@
 
 Every call has one deadline: finding the server, connecting, sending and answering. It is repeated once when a
 connection that had been idle turns out to be closed, if it is harmless to carry it out twice. In a cluster it follows
-redirections. All else travels: whoever calls decides when to try again.
+redirections. Where a key holds something else than it should (a string under the name of a queue's hash), that is set
+aside under another name, said in the log, and the call is repeated: whatever somebody wrote there, it stops nobody.
+All else travels: whoever calls decides when to try again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import hiredis
 import msgspec
 from ekiden.errors import EkidenError
+from ekiden.loggers import safe_logger
 from ekiden.urls import BrokerURL
 
 from ekiden_redis.connection import Access, Address, Part, Reply, pack_command
@@ -22,19 +25,43 @@ from ekiden_redis.errors import TROUBLE, Errors, NotSaid
 from ekiden_redis.options import Arrangement, options_in, place_in, tls_context
 from ekiden_redis.servers import Cluster, OneServer, Sentinels, Server, Servers
 
+logger = safe_logger("ekiden_redis")
+
+_LARGE_BYTES = 1024 * 1024
+
 _TRY_AGAIN_SECONDS = 0.02
 """Between two tries while a cluster moves a slot."""
 
 
 class Script:
-    """A Lua script. ``repeatable``: it does no harm to carry it out a second time with the same arguments."""
+    """A Lua script. ``repeatable``: it does no harm to carry it out a second time with the same arguments.
 
-    __slots__ = ("digest", "repeatable", "source")
+    ``kinds``: what kind of thing (as TYPE calls it) each of its keys is, again and again where there are more keys.
+    """
 
-    def __init__(self, source: str, *, repeatable: bool = True) -> None:
+    __slots__ = ("digest", "kinds", "repeatable", "source")
+
+    def __init__(self, source: str, *, kinds: Sequence[str], repeatable: bool = True) -> None:
         self.source = source
         self.digest = sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
+        self.kinds = kinds
         self.repeatable = repeatable
+
+
+_SET_ASIDE = Script(
+    """
+-- KEYS: any key. ARGV: what kind of thing belongs there, and the name that something else gets. Returns what kind that
+-- was; '' when nothing was wrong.
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'none' or kind == ARGV[1] then return '' end
+redis.call('RENAME', KEYS[1], ARGV[2])
+return kind
+""".strip(),
+    kinds=(),
+)
+
+_KINDS_OF_COMMANDS: dict[Part, str] = {b"ZRANGEBYLEX": "zset", b"XREVRANGE": "stream"}
+"""What kind of thing a command's key is, where it would be refused something else."""
 
 
 class Call(NamedTuple):
@@ -189,11 +216,12 @@ class Client:
         """
         replies: list[Reply | EkidenError] = []
         knows_all = True
+        packed = _packed(calls, asking=asking, whole=whole)
         connection = idle = server.take_idle()
         try:
             if connection is None:
                 connection = server.connect(deadline)
-            connection.send(_packed(calls, asking=asking, whole=whole), deadline)
+            connection.send(packed, deadline)
             for _ in calls:
                 if asking:
                     connection.read(deadline)
@@ -218,7 +246,11 @@ class Client:
             if connection is not None:
                 connection.close()  # the reply would be taken for the next one's
             raise
-        server.give_back(connection)
+        if len(packed) > _LARGE_BYTES and any(isinstance(reply, hiredis.ReplyError) for reply in replies):
+            # The server keeps what it has received in the connection's buffer for seconds: a full one needs the room.
+            connection.close()
+        else:
+            server.give_back(connection)
         return replies if knows_all else self._with_whole_scripts(server, calls, replies, deadline, asking=asking)
 
     def _with_whole_scripts(
@@ -253,7 +285,31 @@ class Client:
                 return _AGAIN
         if self.errors.is_not_the_master(text):
             return _WrongServer(self.failed(reply, server))
+        if self.errors.is_wrong_type(text) and self._set_aside(call, server, deadline):
+            return _AGAIN
         return self.error(reply, server.address)
+
+    def _set_aside(self, call: Call, server: Server, deadline: float) -> bool:
+        """Rename those keys of ``call`` that hold something else than they should; whether there were any."""
+        if call.script is None:
+            kinds: Sequence[str] = (_KINDS_OF_COMMANDS.get(call.arguments[0], ""),)
+        else:
+            kinds = call.script.kinds
+        if not kinds[0] or time.monotonic() >= deadline:
+            return False
+        keys = {key: kinds[number % len(kinds)] for number, key in enumerate(call.keys)}
+        names = [key + b":set-aside-%d" % time.time_ns() for key in keys]
+        renaming = [
+            Call(_SET_ASIDE, (key,), (kind, name)) for (key, kind), name in zip(keys.items(), names, strict=True)
+        ]
+        found = False
+        for (key, kind), name, was in zip(keys.items(), names, self._exchange(server, renaming, deadline), strict=True):
+            if isinstance(was, bytes) and was:
+                found = True
+                logger.error(
+                    "%s: the key %r held a %s and not a %s; it is kept as %r", server.address, key, was, kind, name
+                )
+        return found
 
     def _is_elsewhere(self, call: Call, server: Server, deadline: float) -> bool:
         """Whether by now another server than ``server``, which did nothing, is the right one for ``call``."""

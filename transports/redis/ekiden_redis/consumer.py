@@ -1,7 +1,8 @@
 """The consumer: claims messages with one script, waits at their bells, and ends them.
 
 A delivery's tag is its token and its id; ``ekiden_redis.scripts`` says what that means. A claim that was not answered
-may have been carried out: its messages are taken back, by its token, before the next claim.
+may have been carried out: its messages are taken back, by its token, before the next claim. A message that cannot be
+read goes to the dead letters at once, with what was stored for its body.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 from ekiden.errors import EkidenError, TransportClosed, TransportError
 from ekiden.loggers import safe_logger
-from ekiden.message import REPLY_PREFIX, Delivery, Ending, Settled, SettleOutcome
+from ekiden.message import REPLY_PREFIX, Delivery, Ending, Message, Settled, SettleOutcome, unreadable
 from ekiden.transport import Consumer
 
 from ekiden_redis import scripts
@@ -27,7 +29,7 @@ from ekiden_redis.client import Call, Client
 from ekiden_redis.connection import Reply
 from ekiden_redis.doorbell import Doorbell
 from ekiden_redis.keys import queue_keys
-from ekiden_redis.packing import unpacked
+from ekiden_redis.packing import Unreadable, unpacked
 from ekiden_redis.publishing import REPLY_QUEUE_KEPT_MS
 from ekiden_redis.settling import Settler, sliced
 
@@ -38,6 +40,9 @@ LOOK_AGAIN_SECONDS = 2.0
 
 _LATE_SHARE = 0.1
 """Of a wait that need not end at a certain time: it may take so much longer, if that is less work."""
+
+_LONGEST_DELAY_SECONDS = scripts.LATEST_MS / 1000
+"""Since 1970, so that what is given back for longer is never due."""
 
 _PASS_ON_SECONDS = 1.0
 """How long a consumer that stops tries to pass its ring on."""
@@ -198,18 +203,47 @@ class RedisConsumer(Consumer):
         deliveries: list[Delivery] = []
         for at in range(1, len(reply), 4):
             queue = queues[int(reply[at])]
-            tags = [token + message_id for message_id in reply[at + 1]]
-            for message_id, value, attempt, tag in zip(*reply[at + 1 : at + 4], tags, strict=True):
-                if value is None:
-                    logger.warning("%s: message %s is gone: a server must not evict keys", queue, message_id.decode())
-                    continue
-                deliveries.append(Delivery(unpacked(message_id, queue, value), tag, attempt))
-            self._held[queue].update(dict.fromkeys(tags, now + self._lease))
+            received, unreadables = self._received(queue, reply[at + 1 : at + 4], token)
+            deliveries += received
+            self._held[queue].update(dict.fromkeys([delivery.tag for delivery in received], now + self._lease))
+            if unreadables:
+                self._set_aside(unreadables)
             if not self._strict:
                 # Who was served stands at the back.
                 self._turns.remove(queue)
                 self._turns.append(queue)
         return deliveries
+
+    def _received(
+        self, queue: str, claimed: Sequence[Sequence[Any]], token: bytes
+    ) -> tuple[list[Delivery], list[Ending]]:
+        """The deliveries among what CLAIM answered for a queue, and how those end that cannot be read."""
+        deliveries: list[Delivery] = []
+        unreadables: list[Ending] = []
+        for message_id, value, attempt in zip(*claimed, strict=True):
+            if value is None:
+                logger.warning(
+                    "%s: message %r is gone: nobody but ekiden may delete keys, and the server must not evict any",
+                    queue,
+                    message_id,
+                )
+                continue
+            try:
+                deliveries.append(Delivery(unpacked(message_id, queue, value), token + message_id, attempt))
+            except Unreadable as error:
+                logger.error("%s: message %r goes to the dead letters: %s", queue, message_id, error)
+                name = message_id.decode("utf-8", "backslashreplace")
+                dead = unreadable(queue, name, value, str(error), attempt=attempt)
+                delivery = Delivery(Message(name, queue, value), token + message_id, attempt)
+                unreadables.append(Ending(delivery, () if dead is None else (dead,)))
+        return deliveries, unreadables
+
+    def _set_aside(self, unreadables: Sequence[Ending]) -> None:
+        """Send to the dead letters what cannot be read. Where that fails it comes again when its lease ends."""
+        for ending, answer in zip(unreadables, Settler(self._client, self._lease).settle(unreadables), strict=True):
+            if answer.outcome is SettleOutcome.FAILED:
+                message = ending.delivery.message
+                logger.error("%s: message %r cannot be set aside now: %s", message.queue, message.id, answer.error)
 
     def _room(self) -> int:
         room = self._prefetch - sum(map(len, self._held.values()))
@@ -275,7 +309,7 @@ class RedisConsumer(Consumer):
         self._keep_reply_queues()
 
     def _give_back(self, by_queue: dict[str, list[bytes]], *, attempts_less: int, delay: float = 0.0) -> None:
-        delay_ms = math.ceil(max(0.0, delay) * 1000)
+        delay_ms = math.ceil(min(max(0.0, delay), _LONGEST_DELAY_SECONDS) * 1000)
         calls: list[Call] = []
         for queue, tags in by_queue.items():
             of = self._keys[queue]

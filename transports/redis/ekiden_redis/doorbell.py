@@ -165,6 +165,8 @@ class Doorbell:
         try:
             reply = line.connection.read(self._client.deadline())
             if isinstance(reply, hiredis.ReplyError):
+                if self._client.errors.is_wrong_type(str(reply)):
+                    return True  # whoever claims deletes what is there instead of a bell
                 raise reply
         except TROUBLE as error:
             raise self._broken(line, error) from error

@@ -67,6 +67,7 @@ _WILL_NOT_WORK = {
     "can't access at least one of the keys": "does not permit this user the keys of this prefix; see ACL SETUSER",
     "SELECT is not allowed in cluster mode": "is one of a cluster, which has the database 0 only",
     "cluster support disabled": "is not one of a cluster: write redis:// instead of redis+cluster://",
+    "WRONGTYPE": "holds another kind of thing under a key of this prefix",
     "MOVED": "is one of a cluster: write redis+cluster:// instead of redis://",
     "CROSSSLOT": "is one of a cluster: write redis+cluster:// instead of redis://",
     "DENIED": "is in protected mode: it takes connections from its own machine only until it has a password",
@@ -83,6 +84,12 @@ _NOT_ADMITTED = {
 """What an error without a code means, by the command that it answers."""
 
 _WORDS = re.compile("|".join(rf"(?<![A-Za-z]){re.escape(words)}\b" for words in [*_MAY_WORK_LATER, *_WILL_NOT_WORK]))
+
+
+def _found_in(reply: str) -> str | None:
+    """The code or the words in an error reply that say what it means; None where there are none that are known."""
+    found = _WORDS.search(reply)
+    return None if found is None else found.group()
 
 
 class Errors:
@@ -107,10 +114,17 @@ class Errors:
         """Whether a server will not take so large a message, or so large a batch."""
         return isinstance(error, self.refused) and any(words in str(error.__cause__) for words in _TOO_LARGE)
 
+    def is_full(self, error: EkidenError) -> bool:
+        """Whether a server has reached its maxmemory."""
+        return _found_in(str(error.__cause__)) == "OOM"
+
+    def is_wrong_type(self, reply: str) -> bool:
+        """Whether an error reply says that a key holds another kind of thing."""
+        return _found_in(reply) == "WRONGTYPE"
+
     def is_not_the_master(self, reply: str) -> bool:
         """Whether an error reply says that another server may be the right one (by now)."""
-        found = _WORDS.search(reply)
-        return found is not None and found.group() in _NOT_THE_MASTER
+        return _found_in(reply) in _NOT_THE_MASTER
 
     def _of(self, trouble: Exception, where: object, seconds: float) -> EkidenError:
         if isinstance(trouble, EkidenError):
@@ -148,11 +162,10 @@ class Errors:
 
     def _of_reply(self, text: str, where: object, *, otherwise: str | None = None) -> EkidenError:
         """``otherwise``: what an error means in which no known code or words are found."""
-        found = _WORDS.search(text)
-        if found is None:
+        words = _found_in(text)
+        if words is None:
             told = "answered with an error:" if otherwise is None else otherwise
             return self.refused(f"{where} {told} {text if otherwise is None else f'({text})'}.")
-        words = found.group()
         if words in _MAY_WORK_LATER:
             return self.unavailable(f"{where} {_MAY_WORK_LATER[words]}.")
         return self.refused(f"{where} {_WILL_NOT_WORK[words]} ({text}).")

@@ -11,7 +11,9 @@
     {PREFIX:QUEUE}:open        string       of a ``reply.*`` queue: it exists, and expires with its consumer
     {PREFIX:TOPIC}:events      stream       what was broadcast lately
 
-The part in braces is what a cluster looks at to place a key: all keys of one queue are on one server.
+The part in braces is what a cluster looks at to place a key: all keys of one queue are on one server. So that no two
+places and no two names ever meet, braces and percent signs in a prefix or a name are percent-encoded, and in a prefix
+the colon too: the first colon behind the brace always ends the prefix, and the first closing brace the name.
 ``ekiden_redis.scripts`` says who writes what, and what always holds.
 """
 
@@ -23,6 +25,10 @@ from functools import lru_cache
 import msgspec
 
 CLUSTER_SLOTS = 16384
+
+
+_IN_A_NAME = {ord(character): f"%{ord(character):02X}" for character in "%{}"}
+_IN_A_PREFIX = {**_IN_A_NAME, ord(":"): "%3A"}
 
 
 class QueueKeys(msgspec.Struct, frozen=True):
@@ -38,9 +44,14 @@ class QueueKeys(msgspec.Struct, frozen=True):
     open: bytes
 
 
+def prefix_in_keys(prefix: str) -> str:
+    """``prefix`` as it stands in the names of keys."""
+    return prefix.translate(_IN_A_PREFIX)
+
+
 def key(prefix: str, name: str, part: str) -> bytes:
     """The key of one ``part`` of what is called ``name``. All parts of one name are on one server of a cluster."""
-    return f"{{{prefix}:{name}}}:{part}".encode()
+    return f"{{{prefix_in_keys(prefix)}:{name.translate(_IN_A_NAME)}}}:{part}".encode()
 
 
 @lru_cache(maxsize=4096)

@@ -95,6 +95,9 @@ class RedisListener(Listener):
                 return []
             reply = connection.read(deadline)
             if isinstance(reply, hiredis.ReplyError):
+                if self._client.errors.is_wrong_type(str(reply)):
+                    self._hang_up()  # connecting anew asks for the newest event, and sets aside what is there instead
+                    return []
                 raise reply
         except TROUBLE as error:
             self._hang_up()
@@ -103,7 +106,7 @@ class RedisListener(Listener):
             return []
         ((_, events),) = reply
         self._last = events[-1][0]
-        return [fields[1] for _, fields in events]
+        return [fields[1] for _, fields in events if fields and fields[0] == b""]  # others are somebody else's
 
     def _wait(self, connection: Connection, deadline: float) -> bool:
         """Wait for an answer, or for ``close``; whether it is the former."""

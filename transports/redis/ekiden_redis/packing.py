@@ -5,14 +5,29 @@ A later format adds elements at the end. Headers are None where there are none.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 from ekiden.errors import BrokerRefused
-from ekiden.message import HIGHEST_PRIORITY, Message, unsendable
+from ekiden.message import HIGHEST_PRIORITY, HeaderValue, Message, unsendable
+
+from ekiden_redis.scripts import LATEST_MS
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is stored of a message."""
+
+    priority: Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_PRIORITY)]
+    due: float | None
+    headers: dict[str, HeaderValue] | None
+    body: bytes
+
+
+_decode = msgspec.msgpack.Decoder(_Stored).decode
 
 
 class Packed(msgspec.Struct, frozen=True, gc=False):
@@ -22,6 +37,10 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
     rank: int
     due: int | str
     value: bytes
+
+
+class Unreadable(Exception):
+    """What is stored is no message; the text says why not."""
 
 
 def packed(message: Message, *, max_message_bytes: int) -> Packed | BrokerRefused:
@@ -36,16 +55,35 @@ def packed(message: Message, *, max_message_bytes: int) -> Packed | BrokerRefuse
             return Packed(
                 message.id,
                 HIGHEST_PRIORITY - message.priority,
-                "" if due is None else max(0, int(due * 1000)),
-                _encode((message.priority, due, message.headers or None, message.body)),
+                "" if due is None else milliseconds(due),
+                value_of(message.priority, due, message.headers, message.body),
             )
-        except (msgspec.MsgspecError, OverflowError, UnicodeEncodeError, ValueError) as error:
+        except (msgspec.MsgspecError, OverflowError, UnicodeEncodeError, TypeError, ValueError) as error:
             # A header of more than 64 bits, half a character, a due time that is infinite.
             reason = f"its id, its due time or a header cannot be written: {error}"
     return BrokerRefused(f"message {message.id!r} for queue {message.queue!r}: {reason}.")
 
 
+def value_of(priority: int, due: float | None, headers: Mapping[str, HeaderValue], body: bytes) -> bytes:
+    """What is stored of a message under its id."""
+    return _encode((priority, due, headers or None, body))
+
+
+def milliseconds(seconds: float) -> int:
+    """Whole milliseconds, 0 to ``LATEST_MS``. Raises ValueError or OverflowError for what is no time at all."""
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} is no time")
+    return max(0, min(LATEST_MS, math.floor(min(seconds, LATEST_MS) * 1000)))
+
+
 def unpacked(id: bytes, queue: str, value: bytes) -> Message:  # noqa: A002
-    """The message that ``value`` was made of."""
-    priority, due, headers, body, *_ = _decode(value)
-    return Message(id.decode(), queue, body, headers or {}, priority, due)
+    """The message that ``value`` was made of. Raises Unreadable."""
+    try:
+        stored = _decode(value)
+        message_id = id.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(f"what is stored for it is no message: {error}") from error
+    due = stored.due
+    if due is not None and not math.isfinite(due):
+        due = None
+    return Message(message_id, queue, stored.body, stored.headers or {}, stored.priority, due)

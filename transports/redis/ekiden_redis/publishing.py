@@ -11,6 +11,7 @@ from ekiden.message import DUPLICATE, REPLY_PREFIX, STORED, Message, Published, 
 from ekiden_redis import scripts
 from ekiden_redis.client import Call, Client
 from ekiden_redis.connection import Part
+from ekiden_redis.full import LARGE_BYTES, does_not_hold, memory_of, never_fits
 from ekiden_redis.keys import queue_keys
 from ekiden_redis.packing import Packed, packed
 
@@ -29,8 +30,10 @@ class Slice(msgspec.Struct, frozen=True):
     messages: list[Packed]
 
 
-def publish(client: Client, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
-    """Store ``messages``; as ``Transport.publish``."""
+def publish(
+    client: Client, messages: Sequence[Message], *, deadline: float | None = None, beyond: bool = False
+) -> list[Published]:
+    """Store ``messages``; as ``Transport.publish``. ``beyond``: also in a server that has reached its maxmemory."""
     answers: list[Published] = [STORED] * len(messages)
     by_queue: dict[str, Slice] = {}
     for number, message in enumerate(messages):
@@ -45,13 +48,16 @@ def publish(client: Client, messages: Sequence[Message], *, deadline: float | No
         queue.messages.append(value)
     slices = [slice_ for queue in by_queue.values() for slice_ in _cut(queue)]
     if slices:
-        _store(client, slices, answers, deadline)
+        _store(client, slices, answers, deadline, beyond=beyond)
     return answers
 
 
-def _store(client: Client, slices: Sequence[Slice], answers: list[Published], deadline: float | None) -> None:
+def _store(
+    client: Client, slices: Sequence[Slice], answers: list[Published], deadline: float | None, *, beyond: bool
+) -> None:
     """Store ``slices`` and note each message's answer; raises when nothing could be asked."""
-    replies = client.run_all([_call(client.options.prefix, slice_) for slice_ in slices], by=deadline)
+    prefix = client.options.prefix
+    replies = client.run_all([_call(prefix, slice_, beyond=beyond) for slice_ in slices], by=deadline)
     failed: list[tuple[Slice, EkidenError]] = []
     for slice_, reply in zip(slices, replies, strict=True):
         if isinstance(reply, EkidenError):
@@ -60,7 +66,7 @@ def _store(client: Client, slices: Sequence[Slice], answers: list[Published], de
             for position in reply:
                 answers[slice_.numbers[position]] = DUPLICATE
     if failed:
-        _note_failures(client, failed, answers, asked=len(slices), deadline=deadline)
+        _note_failures(client, failed, answers, asked=len(slices), deadline=deadline, beyond=beyond)
 
 
 def _note_failures(
@@ -70,6 +76,7 @@ def _note_failures(
     *,
     asked: int,
     deadline: float | None,
+    beyond: bool,
 ) -> None:
     errors = [error for _, error in failed]
     alone = len(failed) == 1 and len(failed[0][0].numbers) == 1
@@ -77,18 +84,50 @@ def _note_failures(
         # The server has closed the connection over one of them. Which one shows when each goes by itself.
         for slice_, _ in failed:
             for number, message in zip(slice_.numbers, slice_.messages, strict=True):
-                _store(client, [Slice(slice_.queue, [number], [message])], answers, deadline)
+                _store(client, [Slice(slice_.queue, [number], [message])], answers, deadline, beyond=beyond)
+        return
+    if any(map(client.errors.is_full, errors)) and not alone and (parts := _without_large(failed)):
+        # A large one may have filled the server while it was being sent, and then it has refused the others too.
+        for part in parts:
+            _store(client, part, answers, deadline, beyond=beyond)
         return
     if len(failed) == asked and not any(map(client.errors.is_answer, errors)):
         raise errors[0]
     for slice_, error in failed:
+        refusal = _never_fits(client, slice_) if client.errors.is_full(error) else None
         for number in slice_.numbers:
-            answers[number] = Published(PublishOutcome.FAILED, error)
+            answers[number] = Published(PublishOutcome.FAILED, refusal or error)
 
 
-def _call(prefix: str, slice_: Slice) -> Call:
+def _without_large(failed: Sequence[tuple[Slice, EkidenError]]) -> list[list[Slice]]:
+    """The small messages of these slices, and each large one, to be sent apart; nothing where none of them is large."""
+    small: list[Slice] = []
+    large: list[list[Slice]] = []
+    for slice_, _ in failed:
+        some = Slice(slice_.queue, [], [])
+        for number, message in zip(slice_.numbers, slice_.messages, strict=True):
+            if len(message.value) > LARGE_BYTES:
+                large.append([Slice(slice_.queue, [number], [message])])
+            else:
+                some.numbers.append(number)
+                some.messages.append(message)
+        if some.numbers:
+            small.append(some)
+    return [*([small] if small else []), *large] if large else []
+
+
+def _never_fits(client: Client, slice_: Slice) -> BrokerRefused | None:
+    """Why what a full server has refused would be refused by it if it were empty; None when it would not be."""
+    size = sum(len(message.value) for message in slice_.messages)
+    if len(slice_.numbers) > 1 or size <= LARGE_BYTES:
+        return None
+    memory = memory_of(client, queue_keys(client.options.prefix, slice_.queue).messages)
+    return BrokerRefused(does_not_hold(client.place, size, memory)) if never_fits(size, memory) else None
+
+
+def _call(prefix: str, slice_: Slice, *, beyond: bool) -> Call:
     keys = queue_keys(prefix, slice_.queue)
-    arguments: list[Part] = [REPLY_QUEUE_KEPT_MS]
+    arguments: list[Part] = [REPLY_QUEUE_KEPT_MS, "1" if beyond else ""]
     for message in slice_.messages:
         arguments += (message.id, message.rank, message.due, message.value)
     wanted = [keys.messages, keys.held, keys.ready, keys.delayed, keys.bell, keys.sequence]

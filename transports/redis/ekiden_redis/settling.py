@@ -13,13 +13,24 @@ from typing import TypeVar
 
 import msgspec
 from ekiden.errors import BrokerRefused, BrokerUnavailable, EkidenError, TransportError
-from ekiden.message import LOST, REPLY_PREFIX, SETTLED, Delivery, Ending, PublishOutcome, Settled, SettleOutcome
+from ekiden.message import (
+    LOST,
+    REPLY_PREFIX,
+    SETTLED,
+    Delivery,
+    Ending,
+    Published,
+    PublishOutcome,
+    Settled,
+    SettleOutcome,
+)
 
 from ekiden_redis import scripts
 from ekiden_redis.client import Call, Client
 from ekiden_redis.connection import Part, Reply
+from ekiden_redis.full import Memory, does_not_hold, may_follow, memory_of, never_fits
 from ekiden_redis.keys import queue_keys, slot_of
-from ekiden_redis.packing import Packed, packed
+from ekiden_redis.packing import Packed, packed, value_of
 from ekiden_redis.publishing import REPLY_QUEUE_KEPT_MS, SLICE_BYTES, publish
 
 Item = TypeVar("Item")
@@ -39,6 +50,12 @@ class _FollowedEnding(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """Bytes that are sent for it, about."""
         return sum(len(message.value) for _, message in self.messages)
+
+    def grows_by(self) -> int:
+        """By how many bytes what follows is larger than what is forgotten for it; replies, taken away soon, are not."""
+        stay = sum(len(message.value) for queue, message in self.messages if not queue.startswith(REPLY_PREFIX))
+        forgotten = self.ending.delivery.message
+        return stay - len(value_of(forgotten.priority, forgotten.due, forgotten.headers, forgotten.body))
 
 
 class Settler:
@@ -132,6 +149,10 @@ class Settler:
         if not batches:
             return
         replies = self._client.run_all([self._hand_over_call(batch) for batch in batches])
+        replies = [
+            self._hand_over_beyond(batch, reply, answers) if self._is_full(reply) else reply
+            for batch, reply in zip(batches, replies, strict=True)
+        ]
         if any(isinstance(reply, EkidenError) and self._client.errors.is_too_large(reply) for reply in replies):
             # The server has closed the connection over it. Which one it was shows when each goes by itself.
             for number, batch in enumerate(batches):
@@ -143,7 +164,41 @@ class Settler:
             return
         self._note(replies, [[each.number for each in batch] for batch in batches], answers)
 
-    def _hand_over_call(self, batch: Sequence[_FollowedEnding]) -> Call:
+    def _is_full(self, reply: Reply | EkidenError) -> bool:
+        return isinstance(reply, EkidenError) and self._client.errors.is_full(reply)
+
+    def _hand_over_beyond(
+        self, batch: Sequence[_FollowedEnding], full: EkidenError, answers: list[Settled]
+    ) -> Reply | EkidenError:
+        """Hand over those of a batch that may go into a full server; returns the positions of all that are lost."""
+        memory = self._memory(batch[0])
+        going = [position for position, each in enumerate(batch) if may_follow(each.grows_by(), memory)]
+        lost: list[int] = []
+        if going:
+            (reply,) = self._client.run_all(
+                [self._hand_over_call([batch[position] for position in going], beyond=True)]
+            )
+            if isinstance(reply, EkidenError):
+                return reply
+            lost = [going[position] for position in reply]
+        for position, each in enumerate(batch):
+            if position not in going:
+                answers[each.number] = self._does_not_fit(each, memory) or _failed(full)
+        return lost
+
+    def _memory(self, each: _FollowedEnding) -> Memory | None:
+        """That of the server that holds the ended message."""
+        queue = each.ending.delivery.message.queue
+        return memory_of(self._client, queue_keys(self._client.options.prefix, queue).messages)
+
+    def _does_not_fit(self, each: _FollowedEnding, memory: Memory | None) -> Settled | None:
+        """The answer to an ending that would not fit into the server if it were empty; None for another one."""
+        if not never_fits(each.size(), memory):
+            return None
+        refusal = BrokerRefused(does_not_hold(self._client.place, each.size(), memory))
+        return Settled(SettleOutcome.FAILED, refusal)
+
+    def _hand_over_call(self, batch: Sequence[_FollowedEnding], *, beyond: bool = False) -> Call:
         prefix = self._client.options.prefix
         queues: dict[str, int] = {}
         keys: list[bytes] = []
@@ -153,7 +208,7 @@ class Settler:
                     queues[queue] = len(queues)
                     of = queue_keys(prefix, queue)
                     keys += (of.messages, of.held, of.ready, of.delayed, of.leased, of.bell, of.sequence, of.open)
-        arguments: list[Part] = [REPLY_QUEUE_KEPT_MS]
+        arguments: list[Part] = [REPLY_QUEUE_KEPT_MS, "1" if beyond else ""]
         for each in batch:
             delivery = each.ending.delivery
             arguments += (queues[delivery.message.queue], delivery.tag, len(each.messages))
@@ -170,30 +225,32 @@ class Settler:
                 going.append(each)
             else:
                 answers[each.number] = answer
+        plain: dict[str, list[int]] = {}
+        for position, (each, failure) in enumerate(zip(going, self._published(going), strict=True)):
+            if failure is not None:
+                answers[each.number] = failure
+            else:
+                plain.setdefault(each.ending.delivery.message.queue, []).append(position)
+        settled = [SETTLED] * len(going)
+        self._settle_plain(plain, [each.ending for each in going], settled)
+        for positions in plain.values():
+            for position in positions:
+                answers[going[position].number] = settled[position]
+
+    def _published(self, going: Sequence[_FollowedEnding]) -> list[Settled | None]:
+        """Publish what follows each; returns for each why that failed, or None."""
         messages = [message for each in going for message in each.ending.publish]
         try:
             published = iter(publish(self._client, messages))
         except TransportError as error:
-            for each in going:
-                answers[each.number] = _failed(error)
-            return
-        plain: dict[str, list[int]] = {}
-        endings: list[Ending] = [each.ending for each in going]
+            return [_failed(error)] * len(going)
+        failures = [_first_failure([next(published) for _ in each.ending.publish]) for each in going]
         for position, each in enumerate(going):
-            failures = [
-                answer.error
-                for answer in [next(published) for _ in each.ending.publish]
-                if answer.outcome is PublishOutcome.FAILED
-            ]
-            if failures:
-                answers[each.number] = Settled(SettleOutcome.FAILED, failures[0])
-            else:
-                plain.setdefault(each.ending.delivery.message.queue, []).append(position)
-        settled = [SETTLED] * len(going)
-        self._settle_plain(plain, endings, settled)
-        for positions in plain.values():
-            for position in positions:
-                answers[going[position].number] = settled[position]
+            failure = failures[position]
+            is_full = failure is not None and self._is_full(failure.error)
+            if is_full and may_follow(each.grows_by(), self._memory(each)):
+                failures[position] = _first_failure(publish(self._client, each.ending.publish, beyond=True))
+        return failures
 
     def _note(
         self, replies: Sequence[Reply | EkidenError], numbers_of_calls: Sequence[Sequence[int]], answers: list[Settled]
@@ -213,6 +270,11 @@ def sliced(items: list[Item]) -> Iterator[list[Item]]:
     """``items`` in parts that one script takes."""
     for start in range(0, len(items), scripts.AT_ONCE):
         yield items[start : start + scripts.AT_ONCE]
+
+
+def _first_failure(published: Sequence[Published]) -> Settled | None:
+    failed = (Settled(SettleOutcome.FAILED, each.error) for each in published if each.outcome is PublishOutcome.FAILED)
+    return next(failed, None)
 
 
 def _failed(error: EkidenError) -> Settled:

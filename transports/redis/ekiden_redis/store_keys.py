@@ -17,11 +17,14 @@ records. A channel is a whole server's, not a database's, so its name says which
 
 from __future__ import annotations
 
+from ekiden_redis.keys import prefix_in_keys
+
 
 class StoreKeys:
     """The keys and channels of the store with this ``prefix``, in this ``database``."""
 
     def __init__(self, prefix: str, database: int) -> None:
+        prefix = prefix_in_keys(prefix)
         self._result = f"{{{prefix}:result:".encode()
         self._join = f"{{{prefix}:join:".encode()
         self._record = f"{{{prefix}:record}}".encode()

@@ -12,14 +12,23 @@ from ekiden.urls import BrokerURL
 from ekiden_redis import scripts
 from ekiden_redis.client import Client
 from ekiden_redis.consumer import LOOK_AGAIN_SECONDS, RedisConsumer
+from ekiden_redis.full import may_go_beyond
 from ekiden_redis.keys import QueueKeys, events_key, queue_keys
 from ekiden_redis.listener import EVENTS_KEPT, EVENTS_KEPT_MS, RedisListener
 from ekiden_redis.options import RedisOptions
-from ekiden_redis.packing import unpacked
+from ekiden_redis.packing import Unreadable, unpacked
 from ekiden_redis.publishing import publish
 from ekiden_redis.warnings import warnings_about
 
 _CONDITIONS = {1: Condition.READY, 2: Condition.DELAYED, 3: Condition.LEASED}
+
+
+def _shown(message_id: bytes, queue: str, value: bytes) -> Message:
+    """A stored message; what cannot be read is shown as the dead letter's body will be."""
+    try:
+        return unpacked(message_id, queue, value)
+    except Unreadable:
+        return Message(message_id.decode("utf-8", "backslashreplace"), queue, value)
 
 
 class RedisTransport(Transport):
@@ -75,15 +84,15 @@ class RedisTransport(Transport):
             page = self._client.run(
                 scripts.BROWSE,
                 (keys.messages, keys.held, keys.ready, keys.delayed, keys.leased),
-                (min(limit - len(seen), scripts.AT_ONCE), kind, score, message_id),
+                (min(limit - len(seen), scripts.AT_ONCE), kind, score, message_id.encode("utf-8", "surrogateescape")),
             )
             if not page:
                 break
             for kind, score, message_id, value, attempt, is_due in page:
-                after = f"{kind} {score.decode()} {message_id.decode()}"
+                after = f"{kind} {score.decode()} {message_id.decode('utf-8', 'surrogateescape')}"
                 if value is not None:
                     condition = Condition.READY if is_due else _CONDITIONS[kind]
-                    seen.append(Seen(unpacked(message_id, queue, value), condition, attempt, after))
+                    seen.append(Seen(_shown(message_id, queue, value), condition, attempt, after))
         return seen
 
     def depth(self, queue: str) -> Depth:
@@ -108,7 +117,13 @@ class RedisTransport(Transport):
         key = events_key(self._client.options.prefix, topic)
         for start in range(0, len(payloads), scripts.AT_ONCE):
             some = payloads[start : start + scripts.AT_ONCE]
-            self._client.run(scripts.BROADCAST, (key,), (EVENTS_KEPT, EVENTS_KEPT_MS, *some))
+            try:
+                self._client.run(scripts.BROADCAST, (key,), (EVENTS_KEPT, EVENTS_KEPT_MS, "", *some))
+            except BrokerUnavailable as error:
+                # Workers are told what to do by small ones, also those of a full broker.
+                if not self._client.errors.is_full(error) or not may_go_beyond(sum(map(len, some)), None):
+                    raise
+                self._client.run(scripts.BROADCAST, (key,), (EVENTS_KEPT, EVENTS_KEPT_MS, "1", *some))
 
     def listen(self, topic: str) -> Listener:
         self._check_open()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from random import random
 
 from ekiden.errors import BackendError, EkidenError
@@ -188,8 +189,9 @@ class Waits:
             self._left_at = time.monotonic()
             if self._followed and self._timer is None and not self._closed.is_set():
                 timer = threading.Thread(target=self._time, name="ekiden-redis-hang-up", daemon=True)
-                timer.start()
-                self._timer = timer
+                with suppress(RuntimeError):  # no more threads now: the next one who leaves tries again
+                    timer.start()
+                    self._timer = timer
             return trouble
 
     def _call_a_reader(self) -> None:
@@ -354,8 +356,8 @@ def _final(told: Iterable[Told[_Wait]]) -> tuple[dict[str, StoredResult], list[s
         for task_id, stored in zip(each.task_ids, each.stored, strict=True):
             if stored == b"":
                 too_long.append(task_id)
-            elif stored is not None and is_final(stored):
-                final[task_id] = decoded(task_id, stored)
+            elif stored is not None and is_final(stored) and (result := decoded(task_id, stored)) is not None:
+                final[task_id] = result
     return final, too_long
 
 

@@ -19,6 +19,7 @@ not inherit from.
     BrokerClockConformance      the same, where all time is the broker's: workers' clocks may be wrong
     FullBrokerConformance       a broker too small for what it is sent
     GarbageConformance          fixture ``spoil``: a stored message cannot be read any more
+    PlantedGarbageConformance   fixture ``plant``: what is no message lies among the messages
     SilentBrokerConformance     fixture ``silent``: a broker that does not answer
     DeadlineConformance         the part of it for a broker of which only publishing can be held up: one that is locked
     LostReplyConformance        a broker reached by TCP: it did what it was asked, and its answer was lost
@@ -30,6 +31,7 @@ not inherit from.
     BackendConformance          every backend that stores
     BackendProcessConformance   where several processes can open the store
     BackendGarbageConformance   fixture ``spoil``: what is stored cannot be read any more
+    PlantedBackendGarbageConformance   the same, where joins are stored too, and nothing was before
     BackendLimitConformance     fixture ``too_large``: a value that the store never takes
     FullBackendConformance      a store too small for what is put into it
     SilentBackendConformance    fixture ``silent``: a store that does not answer
@@ -55,6 +57,10 @@ from ekiden.testing.conformance.joins import Joins
 from ekiden.testing.conformance.leases import Endings, LeaseExpiryConformance
 from ekiden.testing.conformance.looking import Looking
 from ekiden.testing.conformance.messages import Messages
+from ekiden.testing.conformance.planted_garbage import (
+    PlantedBackendGarbageConformance,
+    PlantedGarbageConformance,
+)
 from ekiden.testing.conformance.processes import BackendProcessConformance, BrokerClockConformance, ProcessConformance
 from ekiden.testing.conformance.receiving import Delays, Receiving
 from ekiden.testing.conformance.records import Records
@@ -87,6 +93,8 @@ __all__ = [
     "LeaseExpiryConformance",
     "LostReplyConformance",
     "LostWakeUpConformance",
+    "PlantedBackendGarbageConformance",
+    "PlantedGarbageConformance",
     "ProcessConformance",
     "SecondAddressConformance",
     "SilentAddressConformance",
