@@ -10,6 +10,7 @@ import pytest
 from ekiden.message import new_id
 from ekiden.testing.conformance import (
     BackendConformance,
+    BackendLimitConformance,
     BackendProcessConformance,
     BackendRestartConformance,
     BackendWireConformance,
@@ -27,6 +28,18 @@ class TestMongoDBBackend(BackendConformance, BackendProcessConformance):
     @pytest.fixture
     def url(self, mongodb_place: str) -> str:
         return mongodb_place
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+class TestMongoDBBackendAndLargeValues(BackendLimitConformance):
+    @pytest.fixture
+    def url(self, mongodb_place: str) -> str:
+        return f"{mongodb_place}&timeout=60"
+
+    @pytest.fixture
+    def too_large(self) -> int:
+        return 16 * 1024 * 1024
 
 
 class OwnServer:

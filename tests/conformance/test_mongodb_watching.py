@@ -469,3 +469,61 @@ def heard_of(listener: MongoDBListener) -> list[bytes] | None:
         return listener.receive(0.1)
     except BrokerUnavailable:
         return None
+
+
+class Trouble:
+    """Raises once, when it is told of something, and then notes what it is told of."""
+
+    def __init__(self, client: Client, error: BaseException, level: Level) -> None:
+        self._error: BaseException | None = error
+        self.heard: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.watch = Watch(feed_of(client), thread_name="ekiden-mongodb-test", told=self._hear, levels=(level,))
+
+    def _hear(self, documents: Sequence[Document]) -> None:
+        for document in documents:
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            self.heard.put(document["number"])
+
+    def wait_for(self, number: int) -> None:
+        while self.heard.get(timeout=PATIENCE) != number:
+            continue
+
+
+@EVERY_LEVEL
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()], ids=["a bug", "an interruption"])
+def test_what_our_own_code_raises_is_said_and_following_begins_anew(
+    client: Client, level: Level, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    trouble = Trouble(client, error, level)
+    trouble.watch.want({"kind": "test"})
+    try:
+        append(client, 1)
+        eventually(lambda: type(error).__name__ in caplog.text, what="it is said")
+        append(client, 2)
+        trouble.wait_for(2)
+        assert trouble.watch.trouble(0.0) is None
+    finally:
+        trouble.watch.close()
+
+
+def test_a_thread_that_could_not_be_started_is_started_by_who_wants_next(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hearer = Hearer(client)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", _no_more_threads)
+        with pytest.raises(RuntimeError):
+            hearer.watch.want({"kind": "test"})
+    hearer.watch.want({"kind": "test"})
+    try:
+        assert hearer.opened.wait(PATIENCE)
+        append(client, 1)
+        hearer.is_told(1)
+    finally:
+        hearer.watch.close()
+
+
+def _no_more_threads(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

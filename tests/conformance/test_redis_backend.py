@@ -11,6 +11,7 @@ import pytest
 from ekiden.message import new_id
 from ekiden.testing.conformance import (
     BackendConformance,
+    BackendLimitConformance,
     BackendProcessConformance,
     BackendRestartConformance,
     BackendWireConformance,
@@ -116,6 +117,15 @@ class OwnServer:
 
 class TestFullRedisBackend(OwnServer, FullBackendConformance):
     options = MappingProxyType({"maxmemory": "4mb"})
+
+
+@pytest.mark.parametrize("too_large", [2 * 1024 * 1024, 20 * 1024 * 1024], ids=["2 MiB", "20 MiB"])
+class TestRedisBackendThatTakesSmallValuesOnly(OwnServer, BackendLimitConformance):
+    options = MappingProxyType({"proto-max-bulk-len": "1mb"})
+
+    @pytest.fixture
+    def too_large(self, too_large: int) -> int:
+        return too_large
 
 
 class TestSilentRedisBackend(OwnServer, SilentBackendConformance):

@@ -11,7 +11,12 @@ import pytest
 import redis
 from ekiden.message import LOST, SETTLED, STORED, Ending, new_id
 from ekiden.results import Backend
-from ekiden.testing.conformance import PlantedBackendGarbageConformance, PlantedGarbageConformance
+from ekiden.testing.conformance import (
+    BackendGarbageConformance,
+    GarbageConformance,
+    PlantedBackendGarbageConformance,
+    PlantedGarbageConformance,
+)
 from ekiden.testing.conformance.fixtures import TransportFixtures, a_message, bodies, eventually, numbered, settle
 from ekiden.transport import Transport
 from ekiden.urls import parse_url
@@ -104,6 +109,20 @@ class TestGarbageAmongMessages(Keys, PlantedGarbageConformance):
             return len(NO_MESSAGES) + 3
 
         return plant
+
+
+class TestSpoiltMessages(Keys, GarbageConformance):
+    @pytest.fixture(params=[b"garbage", None], ids=["garbage", "gone"])
+    def spoil(
+        self, request: pytest.FixtureRequest, client: redis.Redis, keys_of: Callable[[str], QueueKeys]
+    ) -> Callable[[str, str], None]:
+        def spoil(queue: str, message_id: str) -> None:
+            if request.param is None:
+                client.hdel(keys_of(queue).messages, message_id)  # type: ignore[arg-type]
+            else:
+                client.hset(keys_of(queue).messages, message_id, request.param)
+
+        return spoil
 
 
 class TestOddEntries(Keys):
@@ -290,7 +309,7 @@ STORED_GARBAGE = {
 }
 
 
-class TestGarbageAmongResults(PlantedBackendGarbageConformance):
+class TestGarbageAmongResults(PlantedBackendGarbageConformance, BackendGarbageConformance):
     @pytest.fixture
     def url(self, redis_place: str) -> str:
         return redis_place

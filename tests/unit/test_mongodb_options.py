@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bson
 import pytest
 from ekiden.errors import BrokerRefused, BrokerUnavailable
 from ekiden.urls import parse_url
@@ -100,3 +101,13 @@ def test_a_place_shows_no_password() -> None:
 
     assert "s3cret" not in f"{client.place} {client.place!r} {vars(client)}"
     assert str(client.place) == "MongoDB at a:1,b"
+
+
+def test_a_text_that_is_none_makes_no_batch_unreadable() -> None:
+    client = a_client("mongodb://h/")
+    broken = bson.encode({"_id": "id", "h": "XX"}).replace(b"XX", b"\xff\xfe")
+
+    document = bson.decode(broken, client.collection("messages").codec_options)
+
+    assert document == {"_id": "id", "h": "\N{REPLACEMENT CHARACTER}" * 2}
+    client.close()

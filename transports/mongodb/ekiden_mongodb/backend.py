@@ -8,11 +8,11 @@ each, one look. A large batch is several of these.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bson import Binary
-from ekiden.errors import BackendError
-from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
+from ekiden.errors import BackendError, BackendRefused
+from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult, refuse_unstorable
 from ekiden.states import is_final
 from ekiden.urls import BrokerURL
 from pymongo import UpdateOne
@@ -38,7 +38,7 @@ _WRITER_BYTES = 9
 
 
 class MongoDBRefused(BackendError):
-    """The server will not do it, however often it is asked: a password, a right, a size."""
+    """The server will not do it before an operator has changed something: a password, a right, a version."""
 
 
 class MongoDBBackend(Backend):
@@ -46,7 +46,7 @@ class MongoDBBackend(Backend):
 
     def __init__(self, url: BrokerURL) -> None:
         self._url = str(url)
-        self._client = Client(url, unavailable=BackendError, refused=MongoDBRefused)
+        self._client = Client(url, unavailable=BackendError, refused=MongoDBRefused, unstorable=BackendRefused)
         self._results = ExpiringCollection(self._client, "results")
         self._joins = Joins(self._client)
         self._records = Records(self._client)
@@ -55,7 +55,7 @@ class MongoDBBackend(Backend):
         self._closed = False
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
-        self._check_open()
+        self._check_open(text for result in results for text in (result.task_id, result.state))
         answers = [False] * len(results)
         for part in layout.parts(results, WRITTEN_AT_ONCE):
             stored = self._put([result for _, result in part])
@@ -68,26 +68,28 @@ class MongoDBBackend(Backend):
         return answers
 
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
-        self._check_open()
+        self._check_open(ids)
         now = self._now()
         found = self._documents(ids)
+        if len(ids) == 1 and found and not layout.is_readable(found[ids[0]], now):
+            raise BackendError(f"What is stored for task {ids[0]} cannot be read: it was not stored by ekiden.")
         return [None if (document := found.get(i)) is None else layout.told(document, now) for i in ids]
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
-        self._check_open()
+        self._check_open(ids)
         return self._waits.wait(ids, timeout) if timeout > 0 and ids else self._final(ids)
 
     def wake(self) -> None:
         self._waits.wake()
 
     def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
-        self._check_open()
+        self._check_open(ids)
         for some in slices(ids, AT_ONCE):
             with self._client.asking(by=deadline):
                 self._results().delete_many({"_id": {"$in": list(some)}})
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
-        self._check_open()
+        self._check_open(text for start in starts for text in (start.task_id, start.message_id))
         answers: dict[int, Begun] = {}
         for part in layout.parts(starts, WRITTEN_AT_ONCE):
             with self._client.asking():
@@ -98,27 +100,27 @@ class MongoDBBackend(Backend):
         return [answers[place] for place in range(len(starts))]
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        self._check_open()
+        self._check_open((join_id, member))
         return self._joins.join(join_id, member, outcome, size=size, expires=expires)
 
     def read(self, keys: Sequence[str]) -> list[Record | None]:
-        self._check_open()
+        self._check_open(keys)
         return self._records.read(keys)
 
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
-        self._check_open()
+        self._check_open((key,))
         if value is None:
             return self._records.delete(key, expected_version=expected_version)
         return self._records.write(key, value, expected_version=expected_version, expires=expires)
 
     def scan(self, prefix: str) -> list[Record]:
-        self._check_open()
+        self._check_open((prefix,))
         return self._records.scan(prefix)
 
     def warnings(self) -> list[str]:
-        self._check_open()
+        self._check_open(())
         return warnings_about(self._client, "results")
 
     def close(self) -> None:
@@ -200,9 +202,11 @@ class MongoDBBackend(Backend):
         """The server's time in milliseconds."""
         return int(self._client.server_time() * 1000)
 
-    def _check_open(self) -> None:
+    def _check_open(self, texts: Iterable[str]) -> None:
+        """Raise what is to be raised for a closed backend, and for ``texts`` (ids, keys) that cannot be stored."""
         if self._closed:
             raise BackendError(f"The result backend {self._url} was closed here; open it again.")
+        refuse_unstorable(texts)
 
 
 def _are_collisions(error: BulkWriteError) -> bool:

@@ -3,7 +3,8 @@
 Two that want the same documents part them: each document is matched and taken in one step, and who comes second finds
 it taken. Who loses many looks at more documents the next time, and picks among them by chance.
 
-A claim that was not answered may have been carried out: what it took is read before the next one.
+A claim that was not answered may have been carried out: what it took is read before the next one. What is found, or
+won, and is no message is set aside; it holds nobody up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from ekiden.message import HIGHEST_PRIORITY, Delivery
@@ -20,17 +22,23 @@ from ekiden.message import HIGHEST_PRIORITY, Delivery
 from ekiden_mongodb.client import Client
 from ekiden_mongodb.documents import (
     ALL_PRIORITIES,
+    ATTEMPTS,
     CLAIM_INDEX,
     LEASED,
     WAITING,
     Document,
     Messages,
+    Unreadable,
+    attempts_of,
     date,
     message_of,
+    seconds,
 )
 from ekiden_mongodb.giving_back import GivingBack
 from ekiden_mongodb.holding import Holdings
+from ekiden_mongodb.publishing import Publisher
 from ekiden_mongodb.replies import REPLY_QUEUE_KEPT_SECONDS, is_reply_queue, keep, not_vanished
+from ekiden_mongodb.setting_aside import SettingAside
 
 AT_ONCE = 250
 """The most documents that one command names."""
@@ -65,6 +73,7 @@ class Claimer:
         self,
         client: Client,
         messages: Messages,
+        publisher: Publisher,
         holdings: Holdings,
         queues: Sequence[str],
         *,
@@ -85,6 +94,7 @@ class Claimer:
         self._keep_at = 0.0
         self._reap_at = _soon()
         self._giving_back = GivingBack(client, messages)
+        self._setting_aside = SettingAside(messages, publisher)
 
     def open(self) -> int:
         """Give back what an earlier consumer of this name holds, and return how many that were."""
@@ -144,12 +154,12 @@ class Claimer:
         firsts = [first for condition in asked for first in self._first(condition)]
         if not firsts:
             return None
-        first = min(firsts, key=lambda document: document["v"])
-        return Change(first["v"].timestamp() - now, first["s"] == LEASED)
+        first = min(firsts, key=lambda document: seconds(document["v"]))
+        return Change(seconds(first["v"]) - now, first["s"] == LEASED)
 
     def _first(self, condition: Document) -> list[Document]:
         ranges: Document = {"s": {"$in": [WAITING, LEASED]}, "p": {"$in": list(range(HIGHEST_PRIORITY + 1))}}
-        wanted = {**condition, **ranges, **self._giving_back.possible()}
+        wanted = {**condition, **ranges, "v": {"$gte": date(0)}, **self._giving_back.possible()}
         return self._messages.by_index(
             lambda: (
                 self._messages.collection()
@@ -168,7 +178,7 @@ class Claimer:
             ready: Document = {"q": queue, "s": WAITING, "p": ALL_PRIORITIES, "v": {"$lte": date(now)}}
             if queue in self._reply_queues:
                 ready |= not_vanished(now)
-            found = self._ids(ready, wanted * self._width)
+            found = self._messages_among(queue, self._ids(ready, wanted * self._width))
             if len(found) > wanted:
                 found = [found[place] for place in sorted(random.sample(range(len(found)), wanted))]
             ids += found
@@ -184,11 +194,20 @@ class Claimer:
         )
         return [document["_id"] for document in found]
 
+    def _messages_among(self, queue: str, ids: list[Any]) -> list[str]:
+        """Those of ``ids`` that may be messages' of ``queue``; the other documents are set aside."""
+        beginning = f"{queue}\0"
+        good = [each for each in ids if isinstance(each, str) and each.startswith(beginning)]
+        if len(good) < len(ids):
+            odd = [each for each in ids if not (isinstance(each, str) and each.startswith(beginning))]
+            self._setting_aside.set_aside(queue, self._messages.collection().find({"_id": {"$in": odd}}).to_list())
+        return good
+
     def _take(self, ids: list[str], now: float) -> list[Delivery]:
         token = self._owner + os.urandom(8).hex()
         self._unanswered = ids, token, time.monotonic() + self._lease
         lease_end = {"$add": ["$$NOW", round(self._lease * 1000)]}
-        taking: Document = {"s": LEASED, "v": lease_end, "n": {"$add": ["$n", 1]}, "t": {"$literal": token}}
+        taking: Document = {"s": LEASED, "v": lease_end, "n": {"$add": [ATTEMPTS, 1]}, "t": {"$literal": token}}
         taken = self._messages.collection().update_many(
             {"_id": {"$in": ids}, "s": WAITING, "v": {"$lte": date(now)}}, [{"$set": taking}]
         )
@@ -210,11 +229,15 @@ class Claimer:
         won = {"_id": {"$in": ids}, "t": token}
         found = self._messages.collection().find(won, _FIELDS, batch_size=len(ids) + 1).to_list()
         documents = {document["_id"]: document for document in found}
-        deliveries = [
-            Delivery(message_of(document), token, int(document["n"]))
-            for document_id in ids
-            if (document := documents.get(document_id)) is not None
-        ]
+        deliveries: list[Delivery] = []
+        for document_id in ids:
+            document = documents.get(document_id)
+            if document is not None:
+                try:
+                    deliveries.append(Delivery(message_of(document), token, attempts_of(document)))
+                except Unreadable:
+                    del documents[document_id]
+                    self._setting_aside.set_aside(document_id.partition("\0")[0], [document])
         self._holdings.add(documents, token, until)
         self._unanswered = None
         return deliveries

@@ -35,6 +35,9 @@ from ekiden_mongodb.options import options_in, place_in
 OLDEST_WIRE_VERSION = 8
 """MongoDB 4.2, whose updates may be pipelines."""
 
+LARGEST_DOCUMENT = 16 * 1024 * 1024
+"""Bytes. It has been the same in every version of MongoDB; some that work alike take less, and say so."""
+
 _LONGEST_SELECTION_SECONDS = 5.0
 """Who finds no primary for so long says so, where neither the URL nor our deadline is shorter."""
 
@@ -42,7 +45,11 @@ _SHORTEST_SECONDS = 0.001
 """What is left of a deadline that has passed: pymongo takes 0 for no deadline at all."""
 
 _CODEC = CodecOptions[dict[str, Any]](
-    document_class=dict, tz_aware=True, tzinfo=UTC, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+    document_class=dict,
+    tz_aware=True,
+    tzinfo=UTC,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",  # a text of somebody else's must not make a whole batch unreadable
 )
 _LOCAL = ReadConcern("local")
 _PRIMARY_ONLY = WriteConcern(w=1)
@@ -67,14 +74,22 @@ class Features(msgspec.Struct, frozen=True):
 class Client:
     """What one URL leads to, for any number of threads.
 
-    Raises ``unavailable`` for what may work when tried again, and ``refused`` for what will not, each with one
-    sentence. The constructor raises ConfigurationError for what is wrong with the URL, and connects to nothing.
+    Raises ``unavailable`` for what may work when tried again, ``refused`` for what will not, and ``unstorable`` (if it
+    is not given, ``refused``) for a value that no server takes, each with one sentence. The constructor raises
+    ConfigurationError for what is wrong with the URL, and connects to nothing.
     """
 
-    def __init__(self, url: BrokerURL, *, unavailable: type[EkidenError], refused: type[EkidenError]) -> None:
+    def __init__(
+        self,
+        url: BrokerURL,
+        *,
+        unavailable: type[EkidenError],
+        refused: type[EkidenError],
+        unstorable: type[EkidenError] | None = None,
+    ) -> None:
         self.options = options_in(url)
         self.place = place_in(url)
-        self.errors = Errors(self.place, self.options.timeout, unavailable, refused)
+        self.errors = Errors(self.place, self.options.timeout, unavailable, refused, unstorable)
         self._durable = WriteConcern(w=_at_least_majority(self.place.write_concern), j=True)
         self._mongo: MongoClient[dict[str, Any]] | None = None
         self._handles: dict[tuple[str, bool], Collection[dict[str, Any]]] = {}
@@ -150,6 +165,12 @@ class Client:
             with self.asking():
                 features = self._features = self._ask_for_features()
         return features
+
+    @property
+    def max_document_bytes(self) -> int:
+        """The largest document that the servers take, as far as they were asked."""
+        features = self._features
+        return LARGEST_DOCUMENT if features is None else features.max_document_bytes
 
     def server_time(self) -> float:
         """The time by the primary's clock at its lower bound, in seconds since the epoch."""
@@ -227,7 +248,7 @@ class Client:
             is_sharded=is_sharded,
             change_streams=is_replica_set or is_sharded,
             transactions=(is_replica_set or is_sharded) and has_sessions,
-            max_document_bytes=int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024)),
+            max_document_bytes=int(hello.get("maxBsonObjectSize", LARGEST_DOCUMENT)),
         )
 
     def _ask_for_time(self) -> float:

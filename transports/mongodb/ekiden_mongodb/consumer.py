@@ -58,7 +58,9 @@ class MongoDBConsumer(Consumer):
         self._prefetch = prefetch
         self._name = name
         self._holdings = Holdings()
-        self._claimer = Claimer(client, messages, self._holdings, queues, lease=lease, name=name, strict=strict)
+        self._claimer = Claimer(
+            client, messages, publisher, self._holdings, queues, lease=lease, name=name, strict=strict
+        )
         self._settler = Settler(client, messages, publisher, self._holdings, lease=lease)
         self._look_at = 0.0
         self._next_change: float | None = None

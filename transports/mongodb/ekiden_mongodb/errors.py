@@ -1,11 +1,13 @@
 """What went wrong between us and the servers, in one sentence, and whether trying again may help.
 
 A server says it by a number, pymongo by the class of its error; who could not be reached at all is found in what
-pymongo knows of each server.
+pymongo knows of each server. What TLS says it says by a name, also where pymongo has kept only the text of its error.
 """
 
 from __future__ import annotations
 
+import errno
+import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator
@@ -32,8 +34,11 @@ from pymongo.errors import (
 
 from ekiden_mongodb.options import Place
 
-TROUBLE: tuple[type[Exception], ...] = (PyMongoError, BSONError, OSError)
+TROUBLE: tuple[type[Exception], ...] = (PyMongoError, BSONError, OSError, OverflowError)
 """What pymongo raises. ``Errors`` explains it."""
+
+ABOUT_THE_VALUE: tuple[type[Exception], ...] = (BSONError, OverflowError)
+"""What pymongo raises for a value that cannot be sent: too large, a number beyond 64 bits, half a character."""
 
 NETWORK_TROUBLE = (ConnectionFailure, NetworkTimeout, ExecutionTimeout, OSError)
 """After these a request may or may not have been carried out."""
@@ -73,6 +78,14 @@ _MAY_WORK_LATER = {
     50000: "takes no more requests just now: its request rate is used up",
 }
 
+_TAKES_NO_SUCH_VALUE = {
+    10334: "takes no document so large",
+    17280: "takes no index entry so long: the name of a queue, or an id, is too long",
+    17419: "takes no document so large",
+    17420: "takes no document so large",
+}
+"""What is about one document alone, and not about the server."""
+
 _WILL_NOT_WORK = {
     11: "refused the user name or the password",
     AUTHENTICATION_FAILED: "refused the user name or the password",
@@ -82,27 +95,37 @@ _WILL_NOT_WORK = {
     59: "does not know a command that is needed here; is it MongoDB 4.2 or newer",
     115: "does not support a command that is needed here; is it MongoDB 4.2 or newer",
     40324: "does not know a pipeline stage that is needed here; is it MongoDB 4.2 or newer",
-    10334: "takes no document above 16 MiB",
-    17280: "takes no index entry so long: the name of a queue, or an id, is too long",
-    17419: "takes no document above 16 MiB",
     85: "has an index on the same fields with other options; drop it, and it is made anew",
     86: "has another index of the same name; drop it, and it is made anew",
     121: "refuses a document by a rule (validator) on the collection",
     10003: "has a collection of this name that is capped; use another prefix",
 }
 
+_CLOSED = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 _ABOUT_TLS = "tls=true is for servers with TLS, and some want a certificate of ours (tlsCertificateKeyFile=)"
 _QUOTA_WORDS = ("quota", "out of disk", "no space left", "disk full")
+"""Services that keep one in bounds answer with a code of their own for much else, too."""
+
+_TLS_REASON = re.compile(r"\[(?:SSL|X509)(?:: (\w+))?\]")
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+"""How Python writes the name of what OpenSSL said, and the number of what the system said."""
 
 
 class Errors:
-    """Says what went wrong with ``unavailable`` (it may work when tried again) or ``refused`` (it will not)."""
+    """Says what went wrong with ``unavailable`` (it may work when tried again), ``refused`` (it will not), or
+    ``unstorable`` (it will not, for this value, and may for others)."""
 
     def __init__(
-        self, place: Place, seconds: float, unavailable: type[EkidenError], refused: type[EkidenError]
+        self,
+        place: Place,
+        seconds: float,
+        unavailable: type[EkidenError],
+        refused: type[EkidenError],
+        unstorable: type[EkidenError] | None = None,
     ) -> None:
         self.unavailable = unavailable
         self.refused = refused
+        self.unstorable = unstorable or refused
         self._place = place
         self._seconds = seconds
 
@@ -124,16 +147,18 @@ class Errors:
         where = self._place
         if code in _TOO_SLOW:
             return self._too_slow()
-        if any(words in message.lower() for words in _QUOTA_WORDS):
-            return self.unavailable(f"{where} is full: {message.rstrip('.')}.")
         if code in _MAY_WORK_LATER:
             return self.unavailable(f"{where} {_MAY_WORK_LATER[code]} ({message}).")
+        if code in _TAKES_NO_SUCH_VALUE:
+            return self.unstorable(f"{where} {_TAKES_NO_SUCH_VALUE[code]} ({message}).")
         if code == UNAUTHORIZED:
             return self._unauthorized(message)
         if code in (11, AUTHENTICATION_FAILED):
             return self._not_authenticated(message)
         if code in _WILL_NOT_WORK:
             return self.refused(f"{where} {_WILL_NOT_WORK[code]} ({message}).")
+        if any(words in message.lower() for words in _QUOTA_WORDS):
+            return self.unavailable(f"{where} is full: {message.rstrip('.')}.")
         return self.refused(f"{where} answered with an error: {message} (code {code}).")
 
     def _of(self, trouble: Exception, servers: Iterable[Any]) -> EkidenError:
@@ -152,11 +177,11 @@ class Errors:
             case OperationFailure():
                 return self._of_operation(trouble)
             case DocumentTooLarge():
-                return self.refused(f"{where} takes no document above 16 MiB.")
-            case BSONError():
-                return self.refused(f"{where}: what was to be sent or was answered is not BSON: {trouble}.")
-            case InvalidOperation() if "after close" in str(trouble):
-                return self.unavailable(f"{where}: the connections were closed here meanwhile.")
+                return self.unstorable(f"{where} takes no document above 16 MiB: {trouble}.")
+            case BSONError() | OverflowError():
+                return self.unstorable(f"{where}: what was to be sent or was answered is not BSON: {trouble}.")
+            case InvalidOperation():
+                return self.unavailable(f"{where}: the connections were closed here meanwhile ({trouble}).")
             case ConfigurationError():
                 return self._of_configuration(trouble)
             case InvalidName() | EncryptionError():
@@ -178,11 +203,14 @@ class Errors:
         said = [*trouble.details.get("writeErrors", ()), *trouble.details.get("writeConcernErrors", ())]
         if not said:
             return self.unavailable(f"{self._place}: {trouble}")
+        # What the whole batch may be tried again for is told before what one document will be refused for again.
+        said.sort(key=lambda each: each.get("code") in _TAKES_NO_SUCH_VALUE)
         return self.of_code(said[0].get("code"), str(said[0].get("errmsg", "")).rstrip("."))
 
     def _of_configuration(self, trouble: ConfigurationError) -> EkidenError:
         text = str(trouble).rstrip(".")
-        if "DNS" in text or "SRV" in text or "resolution" in text or "does not exist" in text:
+        # dnspython's errors lie below those of pymongo, but for one that pymongo finds by itself.
+        if any(type(cause).__module__.startswith("dns.") for cause in _causes(trouble)) or "DNS" in text:
             return self.unavailable(f"{self._place}: its servers cannot be looked up by DNS: {text}.")
         return self.refused(f"{self._place}: {text}.")
 
@@ -221,14 +249,15 @@ class Errors:
                 return self._of_socket(cause)
         text = _plain(trouble)
         # What pymongo heard while it looked for the servers has lost its cause.
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            return self.refused(f"{where}: its certificate is not accepted: {text}.")
-        if "SSL" in text or "TLS" in text:
+        if (tls := _TLS_REASON.search(text)) is not None:
+            if tls[1] == "CERTIFICATE_VERIFY_FAILED":
+                return self.refused(f"{where}: its certificate is not accepted: {text}.")
             return self.refused(f"{where} does not speak TLS as we do ({text}): {_ABOUT_TLS}.")
-        if "connection closed" in text or "Connection reset" in text:
+        said = _ERRNO.search(text)
+        if said is None or int(said[1]) in _CLOSED:
             return self.unavailable(
-                f"{where} closed the connection instead of answering: is it being stopped, or does it want TLS "
-                "(tls=true)?"
+                f"{where} closed the connection instead of answering ({text}): is it being stopped, or does it want "
+                "TLS (tls=true)?"
             )
         return self.unavailable(f"{where} cannot be reached: {text}.")
 

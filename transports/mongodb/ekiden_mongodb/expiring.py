@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from bson.datetime_ms import DatetimeMS
 from pymongo.collection import Collection
@@ -76,13 +76,22 @@ def end(expires: float | None, now: int) -> int:
     return FOREVER if expires is None else min(FOREVER, now + _milliseconds(expires))
 
 
+WHOLE = ["int", "long"]
+"""The types of whole numbers, as ``$type`` calls them."""
+
+
+def is_whole(number: object) -> TypeGuard[int]:
+    """Whether a field holds a whole number."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 def date(milliseconds: int) -> DatetimeMS:
     """A date for the TTL index."""
     return DatetimeMS(milliseconds)
 
 
 def _milliseconds(expires: float) -> int:
-    return max(1, int(min(expires, FOREVER / 1000) * 1000))
+    return max(1, int(expires * 1000)) if expires < FOREVER / 1000 else FOREVER
 
 
 def slices(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:

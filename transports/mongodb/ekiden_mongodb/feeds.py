@@ -136,15 +136,17 @@ class Position:
 
     def unseen(self) -> list[Document]:
         """The documents that it has not come to, oldest first. To be called inside ``asking``."""
-        found = sorted(self.feed.collection.find(self.query), key=lambda document: document["_id"])
-        return list(self.passed(found))
+        found = [each for each in self.feed.collection.find(self.query) if isinstance(each["_id"], ObjectId)]
+        return list(self.passed(sorted(found, key=lambda document: document["_id"])))
 
     def passed(self, documents: Iterable[Document]) -> list[Document]:
         """Come past these; returns those of them that it has not come past before."""
         new = []
         for document in documents:
             made_at = document.get("t")
-            if document["_id"] not in self._seen and isinstance(made_at, datetime):  # else it is somebody else's
+            if not isinstance(document["_id"], ObjectId) or not isinstance(made_at, datetime):
+                continue  # it is somebody else's
+            if document["_id"] not in self._seen:
                 self._seen[document["_id"]] = made_at
                 self._newest = max(self._newest, made_at)
                 new.append(document)

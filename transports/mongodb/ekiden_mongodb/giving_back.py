@@ -54,7 +54,7 @@ class GivingBack:
                 elif len(some) > 1:
                     middle = len(some) // 2
                     pending += [some[middle:], some[:middle]]
-                else:
+                elif isinstance(some[0], str):  # else it is no message, and what becomes of it is not waited for
                     self._passed_over[some[0]] = time.monotonic() + PASSED_OVER_SECONDS
         return given
 

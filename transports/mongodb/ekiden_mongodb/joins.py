@@ -13,6 +13,7 @@
 The outcomes are apart because together they may be larger than a document. An outcome is stored before its member has
 arrived, so whoever completes the join finds all of them. They live twice as long as a member asks for, and where
 members go on arriving for longer than that they are given more time. So the id of a join is not to be used again soon.
+A join, or an outcome, that somebody else has written in another form counts as none, and is replaced.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bson import Binary
-from ekiden.errors import BackendError
+from ekiden.errors import BackendError, BackendRefused
 from ekiden.results import Joined
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from ekiden_mongodb.client import Client
-from ekiden_mongodb.expiring import Document, ExpiringCollection, date, end
+from ekiden_mongodb.expiring import FOREVER, WHOLE, Document, ExpiringCollection, date, end
 
 
 class Joins:
@@ -68,15 +69,17 @@ class Joins:
         try:
             self._outcomes().insert_one({"_id": outcome_id, **fields})
         except DuplicateKeyError:
-            kept = {"$cond": [{"$gt": ["$u", times.now]}, "$b", stored]}
-            latest = {"$max": ["$u", times.longer]}
+            ends = {"$cond": [{"$in": [{"$type": "$u"}, WHOLE]}, "$u", 0]}
+            is_outcome = {"$and": [{"$gt": [ends, times.now]}, {"$eq": [{"$type": "$b"}, "binData"]}]}
+            kept = {"$cond": [is_outcome, "$b", stored]}
+            latest = {"$min": [FOREVER, {"$max": [ends, times.longer]}]}
             fields = {"b": kept, "u": latest, "x": {"$toDate": latest}}
             self._outcomes().update_one({"_id": outcome_id}, [{"$set": fields}], upsert=True)
 
     def _arrive(self, join_id: str, member: str, times: _Times) -> Document | None:
         """The join once this member has arrived; None when it had before, or there is no join."""
         return self._joins().find_one_and_update(
-            {"_id": join_id, "u": {"$gt": times.now}, "m": {"$ne": member}},
+            {"_id": join_id, **_counting(times), "m": {"$type": "array", "$ne": member}},
             {"$push": {"m": member}, "$inc": {"n": 1}, **_kept(times)},
             projection=_COUNTED,
             return_document=ReturnDocument.AFTER,
@@ -85,7 +88,7 @@ class Joins:
     def _come_again(self, join_id: str, member: str, times: _Times) -> Document | None:
         """The join, in which this member has arrived before; None when it has not."""
         return self._joins().find_one_and_update(
-            {"_id": join_id, "u": {"$gt": times.now}, "m": member},
+            {"_id": join_id, **_counting(times), "m": {"$type": "array", "$eq": member}},
             _kept(times),
             projection=_COUNTED,
             return_document=ReturnDocument.AFTER,
@@ -95,7 +98,8 @@ class Joins:
         """The join with its first member; None when somebody else has just made it."""
         join = {"m": [member], "n": 1, "r": times.longer, "u": times.end, "x": date(times.end)}
         try:
-            self._joins().update_one({"_id": join_id, "u": {"$lte": times.now}}, {"$set": join}, upsert=True)
+            other = {"$nor": [{**_counting(times), "m": {"$type": "array"}}]}
+            self._joins().update_one({"_id": join_id, **other}, {"$set": join}, upsert=True)
         except DuplicateKeyError:
             return None
         return join
@@ -108,7 +112,11 @@ class Joins:
 
     def _all(self, join_id: str, count: int) -> dict[str, bytes]:
         skipped = len(_start(join_id))
-        found = {str(each["_id"])[skipped:]: bytes(each["b"]) for each in self._outcomes().find(_outcomes_of(join_id))}
+        found: dict[str, bytes] = {}
+        for each in self._outcomes().find(_outcomes_of(join_id)):
+            if not isinstance(each.get("b"), bytes):
+                raise BackendRefused(f"The join {join_id!r} cannot be completed: the outcome {each['_id']!r} is none.")
+            found[str(each["_id"])[skipped:]] = bytes(each["b"])
         if len(found) < count:
             raise BackendError(
                 f"The join {join_id!r} is complete, but only {len(found)} of {count} outcomes are there."
@@ -125,6 +133,12 @@ class _Times(NamedTuple):
 
 
 _COUNTED = {"n": 1, "r": 1, "u": 1}
+
+
+def _counting(times: _Times) -> Document:
+    """The condition for a join that counts, but for its members."""
+    whole = {"$type": WHOLE}
+    return {"u": {"$gt": times.now, **whole}, "n": whole, "r": whole}
 
 
 def _kept(times: _Times) -> Document:

@@ -81,7 +81,9 @@ class MongoDBListener(Listener):
     def _hear(self, events: Sequence[Document]) -> None:
         with self._news:
             for event in events:
-                self._heard.extend(bytes(payload) for payload in event.get("payloads", ()))
+                payloads = event.get("payloads")
+                if isinstance(payloads, list):
+                    self._heard.extend(bytes(payload) for payload in payloads if isinstance(payload, bytes))
             self._news.notify_all()
 
     def _notify(self) -> None:

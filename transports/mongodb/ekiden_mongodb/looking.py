@@ -6,11 +6,23 @@ import math
 
 import msgspec
 from bson.datetime_ms import DatetimeMS
-from ekiden.message import Condition, Depth, Seen
+from ekiden.message import Condition, Depth, Message, Seen
 
 from ekiden_mongodb.claiming import AT_ONCE
 from ekiden_mongodb.client import Client
-from ekiden_mongodb.documents import ALL_PRIORITIES, CLAIM_INDEX, LEASED, WAITING, Document, Messages, date, message_of
+from ekiden_mongodb.documents import (
+    ALL_PRIORITIES,
+    CLAIM_INDEX,
+    LEASED,
+    WAITING,
+    Document,
+    Messages,
+    Unreadable,
+    attempts_of,
+    date,
+    message_of,
+    seconds,
+)
 from ekiden_mongodb.replies import is_reply_queue, not_vanished
 
 _INDEX = dict(CLAIM_INDEX)
@@ -28,7 +40,7 @@ class _Cursor(msgspec.Struct, frozen=True, array_like=True):
 
     began: int
     part: int = 0
-    p: int | None = None
+    p: float | None = None
     v: int = 0
     o: int = 0
     id: str = ""
@@ -89,14 +101,13 @@ def browse(client: Client, messages: Messages, queue: str, *, after: str | None,
             wanted = min(limit - len(seen), AT_ONCE)
             page = _page(messages, queue, cursor, now, wanted)
             for document in page:
-                v = document["v"].timestamp()
+                v = seconds(document["v"])
                 cursor = _Cursor(
                     cursor.began, cursor.part, document["p"], round(v * 1000), int(document["o"]), document["_id"]
                 )
                 condition = Condition.READY if v <= now else _CONDITIONS[cursor.part]
-                seen.append(
-                    Seen(message_of(document), condition, int(document["n"]), msgspec.json.encode(cursor).decode())
-                )
+                text = msgspec.json.encode(cursor).decode()
+                seen.append(Seen(_shown(queue, document), condition, attempts_of(document), text))
             if len(page) < wanted:
                 cursor = _Cursor(cursor.began, cursor.part + 1)
     return seen
@@ -107,7 +118,9 @@ def _page(messages: Messages, queue: str, cursor: _Cursor, now: float, limit: in
     began = DatetimeMS(cursor.began)
     # What becomes due meanwhile stays in the part in which it was at the beginning.
     bounds: Document = [{"$lte": began}, {"$gt": began}, {"$gte": DatetimeMS(0)}][cursor.part]
-    part: Document = {"q": queue, "s": LEASED if cursor.part == _LEASED_PART else WAITING}
+    # With an order and an id of another type, it is none of ours, and there would be no going on behind it.
+    ours: Document = {"o": {"$gte": 0, "$lte": 2**63 - 1}, "_id": {"$gte": ""}}
+    part: Document = {"q": queue, "s": LEASED if cursor.part == _LEASED_PART else WAITING, **ours}
     if is_reply_queue(queue):
         part |= not_vanished(now)
     if cursor.p is None:
@@ -129,6 +142,15 @@ def _page(messages: Messages, queue: str, cursor: _Cursor, now: float, limit: in
         if left:
             page += _found(messages, condition, _SHOWN, left)
     return page
+
+
+def _shown(queue: str, document: Document) -> Message:
+    """The message that a document is; what cannot be read is shown with what there is for a body."""
+    try:
+        return message_of(document)
+    except Unreadable:
+        body = document.get("b")
+        return Message(document["_id"], queue, bytes(body) if isinstance(body, bytes) else b"")
 
 
 def _found(messages: Messages, condition: Document, fields: Document, limit: int) -> list[Document]:

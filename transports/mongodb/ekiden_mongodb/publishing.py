@@ -53,7 +53,11 @@ class Publisher:
 
     def document_of(self, message: Message) -> Document | BrokerRefused:
         """What is stored of ``message``, or why it is not."""
-        return document_of(message, max_message_bytes=self._client.options.max_message_bytes)
+        return document_of(
+            message,
+            max_message_bytes=self._client.options.max_message_bytes,
+            max_document_bytes=self._client.max_document_bytes,
+        )
 
     def dated(self, prepared: Sequence[Prepared]) -> list[Prepared]:
         """Say in the documents when they may be handed out; those for reply queues that are not there are left out.

@@ -12,20 +12,23 @@
 
 What is not there is smaller than every number, which the expressions below make use of. A change is the insertion of a
 new document, or else one update by a pipeline in which the server decides by its own clock: what may not change stays.
+What somebody else has written counts as not there, and is replaced: a result whose u, o, k, s or b, or a note whose v,
+n or m, is of another type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bson import Binary
-from ekiden.errors import BackendError
+from ekiden.errors import BackendRefused
+from ekiden.loggers import safe_logger
 from ekiden.results import BeginOutcome, Begun, Start, StoredResult
 from ekiden.states import FINAL_RANK, RETRY, STARTED, rank
 from pymongo import UpdateOne
 
-from ekiden_mongodb.expiring import NOW, Document, Expression, date, end, until
+from ekiden_mongodb.expiring import FOREVER, NOW, WHOLE, Document, Expression, date, end, is_whole, until
 
 FINAL = 10**15
 """The order of a final result is not below."""
@@ -34,13 +37,46 @@ READ = {"o": 1, "s": 1, "k": 1, "b": 1, "u": 1, "n": 1, "m": 1, "v": 1}
 
 Item = TypeVar("Item", StoredResult, Start)
 
+logger = safe_logger("ekiden_mongodb")
+
+_LARGEST_STEP = 10**13
+_BYTES_AT_ONCE = 16 * 1024 * 1024
+"""Results that are larger together are several requests, each with a deadline of its own."""
+
 _GO, _SECOND_COPY = Begun(BeginOutcome.GO), Begun(BeginOutcome.SECOND_COPY)
-_COUNTS: Expression = {"$gt": ["$u", NOW]}
-_IS_NOTED: Expression = {"$gt": ["$v", NOW]}
+
+
+def _is(field: str, *types: str) -> Expression:
+    return {"$in": [{"$type": f"${field}"}, list(types)]}
+
+
+_COUNTS: Expression = {
+    "$and": [
+        {"$gt": ["$u", NOW]},
+        *(_is(field, *WHOLE) for field in ("u", "o", "k")),
+        _is("s", "string"),
+        _is("b", "binData"),
+    ]
+}
+_IS_NOTED: Expression = {
+    "$and": [{"$gt": ["$v", NOW]}, *(_is(field, *WHOLE) for field in ("v", "n")), _is("m", "string")]
+}
+
+
+def _end(field: str) -> Expression:
+    """When what is stored, or the note, ends; nothing where that is no number."""
+    return {"$cond": [_is(field, *WHOLE), f"${field}", 0]}
+
+
+def _latest(one: Expression | int, other: Expression) -> Expression:
+    """The later of two ends as a date."""
+    return {"$toDate": {"$min": [FOREVER, {"$max": [one, other]}]}}
 
 
 def order(state: str, step: int) -> int:
-    """How far a task in this state of this try has come."""
+    """How far a task in this state of this try has come. Raises BackendRefused for a step that cannot be stored."""
+    if not 0 <= step <= _LARGEST_STEP:
+        raise BackendRefused(f"A task has no step {step}: steps are 0 to {_LARGEST_STEP}.")
     of_state = rank(state)
     return FINAL + step if of_state == FINAL_RANK else step * 10 + of_state
 
@@ -84,7 +120,7 @@ def put_update(result: StoredResult, writer: Binary) -> UpdateOne:
             "b": Binary(result.body),
             "u": ends,
             "w": writer,
-            "x": {"$toDate": {"$max": [ends, "$v"]}},
+            "x": _latest(ends, _end("v")),
         },
     )
 
@@ -107,7 +143,7 @@ def begin_update(start: Start) -> UpdateOne:
             "n": step,
             "m": {"$literal": start.message_id},
             "v": ends,
-            "x": {"$toDate": {"$max": [ends, "$u"]}},
+            "x": _latest(ends, _end("u")),
         },
     )
 
@@ -121,35 +157,60 @@ def begun(start: Start, document: Document | None, now: int) -> Begun:
     """The answer to ``start``, out of what is stored after it was to be noted, at ``now`` in milliseconds."""
     if document is None:
         return _GO  # it was forgotten, or has expired, since it was noted
-    stored_step = document["k"] if document.get("u", 0) > now else -1
-    noted_step = document["n"] if document.get("v", 0) > now else -1
-    if stored_step > start.step or noted_step > start.step:
+    stored, noted_step = _stored(document, now), _noted_step(document, now)
+    if (stored is not None and stored.step > start.step) or noted_step > start.step:
         return _SECOND_COPY
-    if stored_step >= 0 and (document["o"] >= FINAL or document["o"] == order(RETRY, start.step)):
-        return Begun(BeginOutcome.ENDED, _stored(start.task_id, document))
+    if stored is not None and (document["o"] >= FINAL or document["o"] == order(RETRY, start.step)):
+        return Begun(BeginOutcome.ENDED, stored)
     if noted_step == start.step and document["m"] != start.message_id:
         return _SECOND_COPY
     return _GO
 
 
 def told(document: Document, now: int) -> StoredResult | None:
-    """What ``get`` says of a task at ``now`` in milliseconds."""
-    if document.get("u", 0) > now:
-        return _stored(document["_id"], document)
-    if document.get("v", 0) > now:
-        return StoredResult(document["_id"], STARTED, document["n"], b"")
+    """What ``get`` says of a task at ``now`` in milliseconds; None too where that cannot be read."""
+    stored, noted_step = _stored(document, now), _noted_step(document, now)
+    if stored is not None:
+        return stored
+    if noted_step >= 0:
+        return StoredResult(document["_id"], STARTED, noted_step, b"")
+    if not _is_over(document.get("u"), now) or not _is_over(document.get("v"), now):
+        logger.error("what is stored for task %s cannot be read and counts as nothing", document["_id"])
     return None
 
 
-def _stored(task_id: str, document: Document) -> StoredResult:
-    try:
-        return StoredResult(task_id, str(document["s"]), int(document["k"]), bytes(document["b"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BackendError(f"What is stored for task {task_id} was not stored by ekiden.") from error
+def is_readable(document: Document, now: int) -> bool:
+    """Whether ``told`` says what there is."""
+    return told(document, now) is not None or (_is_over(document.get("u"), now) and _is_over(document.get("v"), now))
+
+
+def _stored(document: Document, now: int) -> StoredResult | None:
+    """The result, if there is one that counts, as ``_COUNTS`` has it."""
+    ends, state, step, body = document.get("u"), document.get("s"), document.get("k"), document.get("b")
+    if not is_whole(ends) or ends <= now or not is_whole(step) or not is_whole(document.get("o")):
+        return None
+    if not isinstance(state, str) or not isinstance(body, bytes):
+        return None
+    return StoredResult(document["_id"], state, int(step), bytes(body))
+
+
+def _noted_step(document: Document, now: int) -> int:
+    """The step that has begun, by a note that counts, as ``_IS_NOTED`` has it; -1 where there is none."""
+    ends, step = document.get("v"), document.get("n")
+    if not is_whole(ends) or ends <= now or not is_whole(step) or not isinstance(document.get("m"), str):
+        return -1
+    return int(step)
+
+
+def _is_over(ends: Any, now: int) -> bool:
+    return ends is None or (is_whole(ends) and ends <= now)
 
 
 def parts(items: Sequence[Item], most: int) -> Iterator[list[tuple[int, Item]]]:
-    """``items`` with their places, in parts of at most ``most`` and of different tasks; of each task in their order."""
+    """``items`` with their places, in parts of at most ``most`` and of different tasks; of each task in their order.
+
+    Each part, unless it is one result, has at most some megabytes.
+    """
     rounds: list[list[tuple[int, Item]]] = []
     seen: dict[str, int] = {}
     for place, item in enumerate(items):
@@ -158,5 +219,17 @@ def parts(items: Sequence[Item], most: int) -> Iterator[list[tuple[int, Item]]]:
             rounds.append([])
         rounds[number].append((place, item))
     for each in rounds:
-        for start in range(0, len(each), most):
-            yield each[start : start + most]
+        part: list[tuple[int, Item]] = []
+        size = 0
+        for place, item in each:
+            item_size = _size_of(item)
+            if part and (len(part) == most or size + item_size > _BYTES_AT_ONCE):
+                yield part
+                part, size = [], 0
+            part.append((place, item))
+            size += item_size
+        yield part
+
+
+def _size_of(item: StoredResult | Start) -> int:
+    return len(item.body) if isinstance(item, StoredResult) else 0

@@ -18,19 +18,23 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
+from bson.datetime_ms import DatetimeMS
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
 from ekiden.message import LOST, SETTLED, Delivery, Ending, Published, PublishOutcome, Settled, SettleOutcome
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from ekiden_mongodb.claiming import AT_ONCE
 from ekiden_mongodb.client import Client
-from ekiden_mongodb.documents import GIVEN_BACK, Document, Messages, document_id
-from ekiden_mongodb.errors import DUPLICATE_KEY, NO_TRANSACTIONS
+from ekiden_mongodb.documents import ATTEMPTS, GIVEN_BACK, LATEST_MS, Document, Messages, document_id
+from ekiden_mongodb.errors import ABOUT_THE_VALUE, DUPLICATE_KEY, NO_TRANSACTIONS
 from ekiden_mongodb.holding import Hold, Holdings
 from ekiden_mongodb.publishing import Prepared, Publisher
 
 TRANSACTION_BYTES = 4 * 1024 * 1024
 """About how much one transaction stores at most, if it is more than one ending's."""
+
+_LONGEST_DELAY_SECONDS = LATEST_MS / 1000
+"""Since 1970, so that what is released for longer is due at the end of time."""
 
 _LONGEST_PAUSE_SECONDS = 0.05
 """Before a transaction that met another one is tried again."""
@@ -90,8 +94,7 @@ class Settler:
         for some in _sliced(plain):
             self._attempt(partial(self._delete, some, answers), some, answers)
         for batch in _batches(followed):
-            held_ones = [each.held for each in batch]
-            self._attempt(partial(self._hand_over, batch, answers), held_ones, answers)
+            self._hand_over_some(batch, answers)
         return answers
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
@@ -111,9 +114,11 @@ class Settler:
 
     def release(self, deliveries: Sequence[Delivery], *, delay: float, keep_attempt: bool) -> None:
         """As ``Consumer.release``."""
-        changes: list[Document] = [] if keep_attempt else [{"$set": {"n": {"$subtract": ["$n", 1]}}}]
+        fewer = {"$max": [0, {"$subtract": [ATTEMPTS, 1]}]}
+        changes: list[Document] = [] if keep_attempt else [{"$set": {"n": fewer}}]
         if delay > 0:
-            changes.append({"$set": {"w": {"$add": ["$$NOW", math.ceil(delay * 1000)]}}})
+            later = {"$add": ["$$NOW", math.ceil(min(delay, _LONGEST_DELAY_SECONDS) * 1000)]}
+            changes.append({"$set": {"w": {"$min": [DatetimeMS(LATEST_MS), later]}}})
         self._give_back(self._by_document(deliveries), [*changes, *GIVEN_BACK])
 
     def give_back(self, ids_by_token: dict[str, list[str]]) -> None:
@@ -176,6 +181,21 @@ class Settler:
         except TransportError as error:
             for each in held:
                 answers[each.number] = _failed(error)
+
+    def _hand_over_some(self, batch: list[_Followed], answers: list[Settled]) -> None:
+        """Hand over a batch; one that pymongo cannot send is divided, until the culprit is alone and refused."""
+        try:
+            with self._client.asking():
+                self._hand_over(batch, answers)
+        except TransportError as error:
+            if not isinstance(error.__cause__, ABOUT_THE_VALUE):
+                for each in batch:
+                    answers[each.held.number] = _failed(error)
+            elif len(batch) == 1:
+                answers[batch[0].held.number] = Settled(SettleOutcome.FAILED, error)
+            else:
+                self._hand_over_some(batch[: len(batch) // 2], answers)
+                self._hand_over_some(batch[len(batch) // 2 :], answers)
 
     def _prepared(self, number: int, ending: Ending) -> list[Prepared] | BrokerRefused:
         prepared: list[Prepared] = []

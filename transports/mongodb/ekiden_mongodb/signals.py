@@ -81,7 +81,10 @@ class Signals:
             self._waiters.discard(waiter)
 
     def _hear(self, rings: Sequence[Document]) -> None:
-        self._wake(frozenset(queue for ring in rings if ring.get("by") != self._us for queue in ring.get("q", ())))
+        rung = [ring.get("q") for ring in rings if ring.get("by") != self._us]
+        self._wake(
+            frozenset(queue for some in rung if isinstance(some, list) for queue in some if isinstance(queue, str))
+        )
 
     def _wake(self, queues: frozenset[str]) -> None:
         with self._lock:

@@ -141,7 +141,8 @@ class Waits:
         self._look_for_all()
 
     def _hear(self, news: Sequence[Document]) -> None:
-        ended = {task_id for each in news for task_id in each.get("ids", ())}
+        told = [each.get("ids") for each in news]
+        ended = {task_id for ids in told if isinstance(ids, list) for task_id in ids if isinstance(task_id, str)}
         with self._lock:
             for task_id in ended:
                 self._followed.pop(task_id, None)

@@ -7,6 +7,9 @@
 The best level that the server has is found by trying, and left when it turns out not to work; ``Watch.degraded`` says
 why. After some minutes it is tried again.
 
+What our own code raises in the thread (a bug) is said in the log with where it was raised, counts as trouble, and
+following begins anew: whoever waits is told by ``Watch.trouble``, and nobody waits for a thread that is dead.
+
 A watch has a thread only while somebody wants to be told, and for ``LINGER_SECONDS`` afterwards, so that who waits
 again and again opens nothing again. One request of the thread lasts up to ``AWAIT_SECONDS``; whoever ends it does so by
 having the server kill the cursor.
@@ -340,7 +343,10 @@ class Watch:
         if self._trouble is None:
             self._trouble_since = time.monotonic()
         self._trouble = error
-        self._stopped()
+        try:
+            self._stopped()
+        except Exception as bug:
+            logger.critical("the thread %s has failed and goes on: %r", self._thread_name, bug, exc_info=bug)
         pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries, 10), LONGEST_PAUSE_SECONDS)
         self._called.wait(pause * (0.5 + random() / 2))
         return tries + 1
