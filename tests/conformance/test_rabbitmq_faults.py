@@ -5,10 +5,14 @@ The server that is harmed is one for the whole module: it takes many seconds to 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
+from ekiden import Ekiden
+from ekiden.codec import decode_call
 from ekiden.errors import BrokerUnavailable
 from ekiden.message import STORED, Ending, PublishOutcome, SettleOutcome, new_id
 from ekiden.testing.conformance import (
@@ -63,6 +67,46 @@ class TestRestartedRabbitMQ(BrokerRestartConformance):
             server.restart(by_kill=by_kill)
 
         return restart
+
+
+@pytest.mark.parametrize("by_kill", [False, True], ids=["stopped", "killed"])
+def test_no_call_that_is_sent_while_the_server_restarts_is_lost(server: RabbitMQServer, by_kill: bool) -> None:
+    url = f"{server.url}?prefix=test-{new_id()}"
+    with Ekiden("ours", broker=url, task_publish_timeout=60.0) as app, ThreadPoolExecutor(4) as threads:
+
+        @app.task(ignore_result=True)
+        def note(number: int) -> None: ...
+
+        note.delay(-1)
+        eventually(server.remembers_all_quorum_queues, what="the queue is on the disk", within=30)
+        begun, over = threading.Event(), threading.Event()
+
+        def send_all_the_time() -> list[str]:
+            sent = []
+            while not over.is_set():
+                sent.append(note.delay(len(sent)).id)
+                begun.set()
+            return sent
+
+        sending = [threads.submit(send_all_the_time) for _ in range(4)]
+        assert begun.wait(30)
+        server.restart(by_kill=by_kill)
+        over.set()
+
+        sent = {task_id for each in sending for task_id in each.result(60)}
+        consumer = app.transport.consumer(["default"], lease=60, prefetch=1000, name=new_id())
+        seen: set[str] = set()
+
+        def all_are_there() -> bool:
+            try:
+                deliveries = consumer.receive(1000, 0.5)
+            except BrokerUnavailable:
+                return False
+            settle(consumer, deliveries)
+            seen.update(decode_call(each.message.body, each.message.headers).id for each in deliveries)
+            return sent <= seen
+
+        eventually(all_are_there, what="every call that was sent is there", within=60)
 
 
 class TestFrozenRabbitMQ(OwnServer, SilentBrokerConformance):
