@@ -13,7 +13,8 @@ from ekiden.body_process import BodyProcess, answer_ask
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
 from ekiden.codec import encode_call
 from ekiden.errors import BrokerUnavailable, MisuseError, WorkerLostError
-from ekiden.message import Message, Published, PublishOutcome, new_id
+from ekiden.job import Job
+from ekiden.message import Delivery, Message, Published, PublishOutcome, new_id
 from ekiden.outcomes import Failed, Succeeded
 from ekiden.plan import exit_text
 from ekiden.runner import BodyProcesses
@@ -38,6 +39,10 @@ def process() -> Iterator[BodyProcess]:
 def frame(task: str, *args: Any, soft_time_limit: float | None = None) -> Run:
     call = Call(task, new_id(), time.time(), args=args)
     return Run(Message(call.id, "default", encode_call(call)), 1, "worker", soft_time_limit)
+
+
+def a_job() -> Job:
+    return Job(Delivery(Message(new_id(), "default", b""), None, 1), taken=time.monotonic())
 
 
 def refuse(_ask: Ask) -> Answer:
@@ -88,7 +93,7 @@ def test_what_the_broker_could_not_do_now_is_tried_again_by_the_body(process: Bo
 
 def test_a_bodys_publish_ends_by_its_deadline_while_another_thread_asks() -> None:
     incoming, outgoing = os.pipe(), os.pipe()
-    channel = Channel(os.fdopen(incoming[0], "rb"), os.fdopen(outgoing[1], "wb"))
+    channel = Channel(os.fdopen(incoming[0], "rb"), os.fdopen(outgoing[1], "wb"), ended=lambda: None)
     backend = RelayBackend(parse_url("memory://"), channel, stores=True)
     transport = RelayTransport(parse_url("memory://"), channel)
     threading.Thread(target=backend.wait, args=(["a"], 60.0), daemon=True).start()  # nobody ever answers
@@ -126,7 +131,7 @@ def test_it_ends_when_its_pipe_closes(process: BodyProcess) -> None:
 @pytest.mark.parametrize("how", ["killed", "spoilt"])
 def test_a_process_that_went_bad_while_it_was_idle_harms_no_call(how: str) -> None:
     processes = BodyProcesses("tests.apps.hostile:app")
-    first = processes.take()
+    first = processes.take(a_job())
     if how == "killed":
         os.kill(first.pid, 9)
     else:
@@ -134,12 +139,12 @@ def test_a_process_that_went_bad_while_it_was_idle_harms_no_call(how: str) -> No
     processes.give_back(first)
     eventually(lambda: not first.is_usable(), what="it has gone bad")
 
-    second = processes.take()
+    second = processes.take(a_job())
 
     assert second.pid != first.pid
     assert isinstance(second.run(frame("in.process", 5), refuse), Succeeded)
     processes.give_back(second)
-    assert processes.take() is second
+    assert processes.take(a_job()) is second
     processes.give_back(second)
     processes.close()
 
