@@ -55,12 +55,16 @@ _SMALL_REPLY_BYTES = 2000
 
 
 class _First:
-    """A job that is to be settled before its body starts; ``done`` is set when ``may_run`` is known."""
+    """A job that is to be settled before its body starts; ``done`` is set when ``may_run`` is known.
 
-    __slots__ = ("done", "job", "may_run")
+    ``asked``: the broker was asked to settle it, and perhaps has, without an answer that arrived.
+    """
+
+    __slots__ = ("asked", "done", "job", "may_run")
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.asked = False
         self.done = threading.Event()
         self.may_run = False
 
@@ -426,6 +430,7 @@ class Settler:
         kept = []
         for first, answer in zip(self._firsts, answers, strict=True):
             if answer.outcome is SettleOutcome.FAILED:
+                first.asked = True
                 kept.append(first)
                 continue
             first.job.settled = True
@@ -540,7 +545,9 @@ class Settler:
         if late > self._renew_every:
             self._warn_of_late_renewal(late)
         self._renew_at = now + self._renew_every
-        jobs = [job for job in list(self._held.values()) if not job.settled]
+        # What may be settled already cannot be renewed, and would be taken for lost: settling it again tells.
+        asked = {id(first.job) for first in self._firsts if first.asked}
+        jobs = [job for job in list(self._held.values()) if not job.settled and id(job) not in asked]
         if not jobs:
             self._renewed_at, self._renewal_logged_at = now, None
             return

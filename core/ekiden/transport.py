@@ -210,7 +210,9 @@ class Consumer(ABC):
         LOST: another consumer holds it now; nothing of that ending is published where that is known beforehand.
         FAILED: its messages could not be stored, or the broker could not be reached; the delivery is still held and
         may be settled again: with the same messages, unless the error is BrokerRefused, which says that this broker
-        will never take them. Never raises for one bad ending or for an unreachable broker.
+        will never take them. What an earlier call had settled although its answer was lost is SETTLED then, not LOST,
+        while the lease lasts, unless the connection is the lease: a worker that settles first rests on it. Never
+        raises for one bad ending or for an unreachable broker.
         """
 
     @abstractmethod

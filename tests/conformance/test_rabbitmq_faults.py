@@ -136,6 +136,7 @@ class TestRabbitMQBehindAFrozenWire(SilentBrokerConformance):
 
 
 class TestRabbitMQThatLosesReplies(OwnServer, LostReplyConformance):
+    connection_is_lease = True
     query = "&timeout=5&heartbeat=5"
     turns = 25  # each costs a new connection
 

@@ -76,7 +76,7 @@ class RedisConsumer(Consumer):
         self._name = name
         self._owner = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=scripts.NAME_BYTES).digest()
         self._strict = strict
-        self._settler = Settler(client, lease)
+        self._settler = Settler(client, lease, self._holds)
         self._held: dict[str, dict[bytes, float]] = {queue: {} for queue in self._keys}
         self._unanswered: bytes | None = None
         self._next_change = 0.0
@@ -240,10 +240,15 @@ class RedisConsumer(Consumer):
 
     def _set_aside(self, unreadables: Sequence[Ending]) -> None:
         """Send to the dead letters what cannot be read. Where that fails it comes again when its lease ends."""
-        for ending, answer in zip(unreadables, Settler(self._client, self._lease).settle(unreadables), strict=True):
+        for ending, answer in zip(
+            unreadables, Settler(self._client, self._lease, self._holds).settle(unreadables), strict=True
+        ):
             if answer.outcome is SettleOutcome.FAILED:
                 message = ending.delivery.message
                 logger.error("%s: message %r cannot be set aside now: %s", message.queue, message.id, answer.error)
+
+    def _holds(self, delivery: Delivery) -> bool:
+        return self._held[delivery.message.queue].get(delivery.tag, 0.0) > time.monotonic()
 
     def _room(self) -> int:
         room = self._prefetch - sum(map(len, self._held.values()))

@@ -144,6 +144,8 @@ end
 """
 
 _STILL_HELD = f"""
+local TOKEN_ENDS = {TOKEN_BYTES}
+
 -- Of the tags ARGV[first], ...: the ids that are held by these tokens, what `held` has for each, and the positions
 -- (from 0) of those that are not.
 local function still_held(held, first)
@@ -323,9 +325,14 @@ return answer
 SETTLE = _script(
     _STILL_HELD,
     """
--- KEYS: messages held leased. ARGV: tags. Returns the positions (from 0) of those that are lost.
+-- KEYS: messages held leased. ARGV: tags. Returns the positions (from 0) of those that are lost; of those that are
+-- not there at all, which may have been settled, -1 - position.
 local messages, held, leased = unpack(KEYS)
 local ids, _, lost = still_held(held, 1)
+for i = 1, #lost do
+  local id = string.sub(ARGV[lost[i] + 1], TOKEN_ENDS + 1)
+  if redis.call('HEXISTS', messages, id) == 0 then lost[i] = -1 - lost[i] end
+end
 if #ids > 0 then
   redis.call('ZREM', leased, unpack(ids))
   redis.call('HDEL', held, unpack(ids))
@@ -346,7 +353,7 @@ HAND_OVER = _script(
 -- ARGV: how long a reply queue's keys live on (ms), '1' for what may go beyond a full server's memory, then for each
 -- ending its queue's position (from 0), its tag, how many messages follow, and for each of these its queue's position,
 -- whether that is a reply queue ('1' or '0'), its id, 9 - priority, when it is due (ms; '' for now), packed.
--- Returns the positions (from 0) of the endings that are lost; nothing follows on those.
+-- Returns the positions (from 0) of the endings that are lost, as SETTLE does; nothing follows on those.
 if ARGV[2] == '1' then redis.call('HDEL', KEYS[2], '') end
 local now = clock()
 local at, number, lost = 3, 0, {{}}
@@ -379,7 +386,7 @@ while at <= #ARGV do
     redis.call('HDEL', held, id)
     redis.call('HDEL', messages, id)
   else
-    lost[#lost + 1] = number
+    lost[#lost + 1] = redis.call('HEXISTS', messages, id) == 0 and -1 - number or number
   end
   number = number + 1
 end

@@ -8,7 +8,7 @@ that no script holds the server up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -36,6 +36,10 @@ from ekiden_redis.publishing import REPLY_QUEUE_KEPT_MS, SLICE_BYTES, publish
 Item = TypeVar("Item")
 
 
+_GONE = Settled(SettleOutcome.LOST)
+"""The message is not there: it was settled, by this consumer or another one."""
+
+
 class _FollowedEnding(msgspec.Struct, frozen=True):
     """An ending with the messages that follow, packed, each with its queue. ``number`` is its position in the batch."""
 
@@ -59,11 +63,15 @@ class _FollowedEnding(msgspec.Struct, frozen=True):
 
 
 class Settler:
-    """Settles for one consumer, whose lease is ``lease`` seconds."""
+    """Settles for one consumer, whose lease is ``lease`` seconds.
 
-    def __init__(self, client: Client, lease: float) -> None:
+    ``holds(delivery)``: whether nobody else can have had it since this consumer claimed or extended it.
+    """
+
+    def __init__(self, client: Client, lease: float, holds: Callable[[Delivery], bool]) -> None:
         self._client = client
         self._lease_ms = round(lease * 1000)
+        self._holds = holds
 
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         """As ``Consumer.settle``."""
@@ -86,7 +94,14 @@ class Settler:
         self._hand_over(self._batches(together), answers)
         if in_steps:
             self._settle_in_steps(in_steps, answers)
-        return answers
+        return [
+            self._known(ending.delivery) if answer is _GONE else answer
+            for ending, answer in zip(endings, answers, strict=True)
+        ]
+
+    def _known(self, delivery: Delivery) -> Settled:
+        """What became of one that is not there: while it was ours, only an earlier call can have settled it."""
+        return SETTLED if self._holds(delivery) else LOST
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
         """As ``Consumer.extend``."""
@@ -263,7 +278,10 @@ class Settler:
                     answers[number] = Settled(SettleOutcome.FAILED, reply) if too_large else _failed(reply)
             else:
                 for position in reply:
-                    answers[numbers[position]] = LOST
+                    if position < 0:
+                        answers[numbers[-1 - position]] = _GONE
+                    else:
+                        answers[numbers[position]] = LOST
 
 
 def sliced(items: list[Item]) -> Iterator[list[Item]]:

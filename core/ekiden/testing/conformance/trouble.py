@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 
 import pytest
 
@@ -227,6 +228,35 @@ class LostReplyConformance(WireFixtures):
 
     turns = 100
     """How many calls there are of each kind, about half of which lose a reply."""
+
+    connection_is_lease = False
+    """Whether what a consumer holds is lost with its connection. Then nobody can tell whether it had been settled."""
+
+    @pytest.mark.parametrize("follows", [False, True])
+    def test_what_was_settled_although_the_answer_was_lost_is_settled_the_next_time(
+        self, transport: Transport, other: Transport, proxy: Proxy, queue: str, follows: bool
+    ) -> None:
+        consumer = self.consume(transport, queue)
+        outcomes = []
+        for number in range(5):  # the first ones may lose the answer to what only prepares the settling
+            other.publish([a_message(queue)])
+            ending = Ending(self.collect_one(consumer), (a_message(f"{queue}-next"),) if follows else ())
+            if number:
+                proxy.lose_next_reply()
+            answered = partial(self.answered, consumer, ending)
+            outcomes.append(eventually(answered, what="it is answered", within=60))
+            proxy.lose_no_reply()
+
+        allowed = {SettleOutcome.SETTLED, SettleOutcome.LOST} if self.connection_is_lease else {SettleOutcome.SETTLED}
+        assert set(outcomes) <= allowed
+        if not self.connection_is_lease:
+            self.assert_depth(other, queue, ready=0)
+            self.assert_depth(other, f"{queue}-next", ready=5 if follows else 0)
+
+    def answered(self, consumer: Consumer, ending: Ending) -> SettleOutcome | None:
+        """How an ending is answered; None while that FAILED."""
+        (answer,) = consumer.settle([ending])
+        return None if answer.outcome is SettleOutcome.FAILED else answer.outcome
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)
