@@ -200,7 +200,7 @@ def unsendable(message: Message) -> str | None:
         return f"priorities are {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, this one is {shown(message.priority)}"
     if message.due is not None and not (type(message.due) in _NUMBER_TYPES and 0 <= message.due <= LATEST_TIME):
         return f"it cannot be due at {shown(message.due)}; that is seconds since the epoch, before the year 3000"
-    return _wrong_header(message.headers) if message.headers else None
+    return wrong_header(message.headers) if message.headers else None
 
 
 def is_priority(value: object) -> bool:
@@ -208,7 +208,8 @@ def is_priority(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY
 
 
-def _wrong_header(headers: Mapping[str, Any]) -> str | None:
+def wrong_header(headers: Mapping[str, Any]) -> str | None:
+    """What is wrong with one of ``headers``, in words that follow "message ...: "; None when nothing is."""
     kinds = set(map(type, headers.values()))
     if not kinds <= _HEADER_TYPES:
         wrong = next(name for name, value in headers.items() if type(value) not in _HEADER_TYPES)

@@ -5,11 +5,13 @@ one state, one thread of thought at a time, and nothing to forget when a process
 """
 
 import fcntl
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 from ekiden.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, TransportClosed
@@ -32,6 +34,7 @@ from ekiden.message import (
     new_id,
     unsendable,
 )
+from ekiden.private_files import open_private
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
 from ekiden.urls import BrokerURL
 
@@ -77,6 +80,17 @@ class State(msgspec.Struct):
             self.held.append(Held(self.number(), message, until=message.due or 0.0))
         return True
 
+    def take_over(self, name: str, queues: list[str]) -> None:
+        for each in self.held:
+            if each.holder == name:
+                each.give_back()
+        self.consumers[name] = queues
+
+    def leave(self, name: str) -> None:
+        self.take_over(name, self.consumers.get(name, []))
+        gone = {queue for queue in self.consumers.pop(name) if queue.startswith(REPLY_PREFIX)}
+        self.held = [each for each in self.held if each.message.queue not in gone]
+
     def ready(self, queue: str, now: float) -> list[Held]:
         """What may be received, the most urgent and then the oldest first. Ended leases are taken back on the way."""
         ready = [each for each in self.held if each.message.queue == queue and each.until <= now]
@@ -116,38 +130,39 @@ class SpoolTransport(Transport):
         self._opened: list[SpoolConsumer | SpoolListener] = []
 
     # --8<-- [start:change]
-    @contextmanager
-    def change(self, deadline: float | None = None) -> Iterator[State]:
-        """The state, to look at and to change: nobody else does meanwhile."""
+    def change(self, act: Callable[[State], Found], deadline: float | None = None) -> Found:
+        """What ``act`` returns, to which the state is given to look at and to change: nobody else does meanwhile."""
         if self._closed:
             raise TransportClosed("This spool was closed; open it again.")
         give_up = time.monotonic() + LONGEST_CALL_SECONDS
-        with self._path.with_suffix(".lock").open("w") as lock:
-            self._lock(lock, give_up if deadline is None else min(give_up, deadline))
-            before = self._path.read_bytes() if self._path.exists() else b"{}"
-            state = msgspec.json.decode(before, type=State)
-            yield state
-            after = msgspec.json.encode(state)
-            if after != before:
-                new = self._path.with_suffix(".new")
-                new.write_bytes(after)
-                new.replace(self._path)
-
-    def _lock(self, lock: TextIO, give_up: float) -> None:
-        while True:
+        try:
+            lock = os.fdopen(open_private(self._path.with_suffix(".lock")), "rb")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= give_up:
-                    raise BrokerUnavailable(f"{self._path}: others kept it locked until the call had to end.") from None
-            time.sleep(LOCKED_LOOK_AGAIN_SECONDS)
+                with lock:
+                    _lock(lock, give_up if deadline is None else min(give_up, deadline))
+                    return self._change(act)
+            except BaseException:
+                lock.close()  # which ends it, also where a signal's exception came in the very lines that do so
+                raise
+        except (OSError, msgspec.DecodeError) as error:
+            raise BrokerUnavailable(f"{self._path}: {error}.") from error
+
+    def _change(self, act: Callable[[State], Found]) -> Found:
+        before = self._path.read_bytes() if self._path.exists() else b"{}"
+        state = msgspec.json.decode(before, type=State)
+        found = act(state)
+        after = msgspec.json.encode(state)
+        if after != before:
+            new = self._path.with_suffix(".new")
+            with os.fdopen(open_private(new, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+                file.write(after)
+            new.replace(self._path)
+        return found
 
     # --8<-- [end:change]
 
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
-        with self.change(deadline) as state:
-            return [self._store(state, message) for message in messages]
+        return self.change(lambda state: [self._store(state, message) for message in messages], deadline)
 
     def _store(self, state: State, message: Message) -> Published:
         reason = unsendable(message)
@@ -158,44 +173,45 @@ class SpoolTransport(Transport):
     def consumer(
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False
     ) -> Consumer:
-        with self.change() as state:
-            for each in state.held:
-                if each.holder == name:
-                    each.give_back()
-            state.consumers[name] = list(queues)
+        self.change(lambda state: state.take_over(name, list(queues)))
         consumer = SpoolConsumer(self, queues, lease=lease, prefetch=prefetch, name=name, strict=strict)
         self._opened.append(consumer)
         return consumer
 
     def browse(self, queue: str, *, after: str | None = None, limit: int = 100) -> list[Seen]:
         now = time.time()
-        with self.change() as state:
-            found = [each for each in state.held if each.message.queue == queue and each.order > int(after or 0)]
-            return [Seen(each.message, _condition(each, now), each.attempt, str(each.order)) for each in found[:limit]]
+        held = [each for each in self._held_in(queue) if each.order > int(after or 0)]
+        return [Seen(each.message, _condition(each, now), each.attempt, str(each.order)) for each in held[:limit]]
 
     def depth(self, queue: str) -> Depth:
         now = time.time()
-        with self.change() as state:
-            conditions = [_condition(each, now) for each in state.held if each.message.queue == queue]
+        conditions = [_condition(each, now) for each in self._held_in(queue)]
         return Depth(*(conditions.count(each) for each in (Condition.READY, Condition.DELAYED, Condition.LEASED)))
 
     def purge(self, queue: str) -> int:
         now = time.time()
-        with self.change() as state:
+
+        def delete(state: State) -> int:
             before = len(state.held)
             state.held = [
                 each for each in state.held if each.message.queue != queue or _condition(each, now) is Condition.LEASED
             ]
             return before - len(state.held)
 
+        return self.change(delete)
+
+    def _held_in(self, queue: str) -> list[Held]:
+        return self.change(lambda state: [each for each in state.held if each.message.queue == queue])
+
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
-        with self.change() as state:
+        def add(state: State) -> None:
             state.events += [(state.number(), topic, payload) for payload in payloads]
             del state.events[:-1000]
 
+        self.change(add)
+
     def listen(self, topic: str) -> Listener:
-        with self.change() as state:
-            listener = SpoolListener(self, topic, state.number())
+        listener = SpoolListener(self, topic, self.change(State.number))
         self._opened.append(listener)
         return listener
 
@@ -222,21 +238,21 @@ class SpoolConsumer(Consumer):
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         self._check_open()
-        return _wait(lambda: self._claim(limit), timeout, lambda: self._stopped)
+        claim = partial(self._claim, limit=limit)
+        return _wait(lambda: self._spool.change(claim), timeout, lambda: self._stopped)
 
     # --8<-- [start:claim]
-    def _claim(self, limit: int) -> list[Delivery]:
+    def _claim(self, state: State, limit: int) -> list[Delivery]:
         now = time.time()
         deliveries: list[Delivery] = []
-        with self._spool.change() as state:
-            ready = {queue: state.ready(queue, now) for queue in self._queues}
-            room = min(limit, self._prefetch - sum(each.holder == self._name for each in state.held))
-            while room > len(deliveries) and any(ready.values()):
-                queue = next(queue for queue in self._queues if ready[queue])
-                deliveries.append(self._hand_out(ready[queue].pop(0), now))
-                if not self._strict:  # whose turn it was goes to the back
-                    self._queues.remove(queue)
-                    self._queues.append(queue)
+        ready = {queue: state.ready(queue, now) for queue in self._queues}
+        room = min(limit, self._prefetch - sum(each.holder == self._name for each in state.held))
+        while room > len(deliveries) and any(ready.values()):
+            queue = next(queue for queue in self._queues if ready[queue])
+            deliveries.append(self._hand_out(ready[queue].pop(0), now))
+            if not self._strict:  # whose turn it was goes to the back
+                self._queues.remove(queue)
+                self._queues.append(queue)
         return deliveries
 
     def _hand_out(self, held: Held, now: float) -> Delivery:
@@ -249,8 +265,10 @@ class SpoolConsumer(Consumer):
     # --8<-- [start:settle]
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         self._check_open()
-        with self._spool.change() as state:
-            return [self._settle(state, ending) for ending in endings]
+        try:
+            return self._spool.change(lambda state: [self._settle(state, ending) for ending in endings])
+        except BrokerUnavailable as error:
+            return [Settled(SettleOutcome.FAILED, error)] * len(endings)
 
     def _settle(self, state: State, ending: Ending) -> Settled:
         held = state.by_tag().get(ending.delivery.tag)
@@ -269,20 +287,29 @@ class SpoolConsumer(Consumer):
 
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
-        with self._spool.change() as state:
+
+        def give_back(state: State) -> None:
             by_tag = state.by_tag()
             for held in [by_tag[each.tag] for each in deliveries if each.tag in by_tag]:
                 held.give_back()
                 held.attempt -= not keep_attempt
                 held.until = time.time() + delay if delay > 0 else 0.0
 
+        self._spool.change(give_back)
+
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
         self._check_open()
-        with self._spool.change() as state:
+
+        def renew(state: State) -> list[Settled]:
             by_tag = state.by_tag()
             for held in [by_tag[each.tag] for each in deliveries if each.tag in by_tag]:
                 held.until = time.time() + self._lease
-        return [SETTLED if each.tag in by_tag else LOST for each in deliveries]
+            return [SETTLED if each.tag in by_tag else LOST for each in deliveries]
+
+        try:
+            return self._spool.change(renew)
+        except BrokerUnavailable as error:
+            return [Settled(SettleOutcome.FAILED, error)] * len(deliveries)
 
     def stop(self) -> None:
         self._stopped = True
@@ -291,13 +318,8 @@ class SpoolConsumer(Consumer):
         if self._closed:
             return
         self._closed = self._stopped = True
-        with self._spool.change() as state:
-            for each in state.held:
-                if each.holder == self._name:
-                    each.give_back()
-            opened = state.consumers.pop(self._name, [])
-            gone = {queue for queue in opened if queue.startswith(REPLY_PREFIX)}
-            state.held = [each for each in state.held if each.message.queue not in gone]
+        with suppress(BrokerUnavailable):  # then the leases end by themselves
+            self._spool.change(lambda state: state.leave(self._name))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -317,8 +339,8 @@ class SpoolListener(Listener):
         return _wait(self._hear, timeout, lambda: self._closed)
 
     def _hear(self) -> list[bytes]:
-        with self._spool.change() as state:
-            heard = [each for each in state.events if each[0] > self._heard_up_to and each[1] == self._topic]
+        events = self._spool.change(lambda state: state.events)
+        heard = [each for each in events if each[0] > self._heard_up_to and each[1] == self._topic]
         if heard:
             self._heard_up_to = heard[-1][0]
         return [payload for _, _, payload in heard]
@@ -331,6 +353,17 @@ def _condition(held: Held, now: float) -> Condition:
     if held.until <= now:
         return Condition.READY
     return Condition.DELAYED if held.tag is None else Condition.LEASED
+
+
+def _lock(lock: BinaryIO, give_up: float) -> None:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                raise BrokerUnavailable(f"{lock.name}: others kept it until the call had to end.") from None
+        time.sleep(LOCKED_LOOK_AGAIN_SECONDS)
 
 
 def _wait(look: Callable[[], list[Found]], timeout: float, is_over: Callable[[], bool]) -> list[Found]:

@@ -67,8 +67,7 @@ class TestSQLiteBackendsLimit(BackendLimitConformance):
     def open_backend(self, url: str) -> Backend:
         backend = super().open_backend(url)
         assert isinstance(backend, SQLiteBackend)
-        with backend._database.write() as connection:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        backend._database.write(lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000))
         return backend
 
 

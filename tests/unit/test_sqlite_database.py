@@ -32,8 +32,7 @@ def opened(path: Path, *, busy_timeout: float = 10.0) -> Database:
 
 
 def write_a_record(database: Database, key: str, value: bytes = b"") -> None:
-    with database.write() as connection:
-        connection.execute(statements.WRITE_RECORD, (key, 1, None, value))
+    database.write(lambda connection: connection.execute(statements.WRITE_RECORD, (key, 1, None, value)).rowcount)
 
 
 def records(database: Database) -> list[str]:
@@ -62,13 +61,12 @@ def test_what_is_committed_is_read(database: Database) -> None:
 
 
 def test_what_raises_is_rolled_back_and_the_next_transaction_works(database: Database) -> None:
-    def write_and_fail() -> None:
-        with database.write() as connection:
-            connection.execute(statements.WRITE_RECORD, ("a", 1, None, b""))
-            raise ZeroDivisionError
+    def write_and_fail(connection: sqlite3.Connection) -> None:
+        connection.execute(statements.WRITE_RECORD, ("a", 1, None, b""))
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        write_and_fail()
+        database.write(write_and_fail)
 
     write_a_record(database, "b")
 
@@ -138,16 +136,13 @@ def test_a_file_that_another_program_holds_locked_is_unavailable_for_now(path: P
 def test_a_full_disk_is_unavailable_for_now_and_deleting_still_works(database: Database) -> None:
     for number in range(50):
         write_a_record(database, f"{number:02}", bytes(4000))
-    with database.write() as connection:
-        ((pages,),) = connection.execute("PRAGMA page_count").fetchall()
-    with database.write() as connection:
-        connection.execute(f"PRAGMA max_page_count={pages}")
+    ((pages,),) = database.write(lambda connection: connection.execute("PRAGMA page_count").fetchall())
+    database.write(lambda connection: connection.execute(f"PRAGMA max_page_count={pages}").fetchall())
 
     with pytest.raises(BrokerUnavailable, match="the disk is full"):
         write_a_record(database, "too much", bytes(100_000))
 
-    with database.write() as connection:
-        connection.execute(statements.DELETE_RECORD, ("00",))
+    database.write(lambda connection: connection.execute(statements.DELETE_RECORD, ("00",)).rowcount)
     assert len(records(database)) == 49
 
 
@@ -176,8 +171,8 @@ print(records(database))
 def make_newer(path: Path) -> None:
     database = opened(path)
     write_a_record(database, "a")
-    with database.write() as connection:
-        connection.execute(f"PRAGMA user_version={statements.FORMAT_VERSION + 1}")
+    newer = f"PRAGMA user_version={statements.FORMAT_VERSION + 1}"
+    database.write(lambda connection: connection.execute(newer).fetchall())
     database.close()
 
 
@@ -268,8 +263,7 @@ def test_the_file_shrinks_when_it_can(path: Path, database: Database, monkeypatc
         write_a_record(database, str(number), bytes(10_000))
     database.tidy()
     grown = path.stat().st_size
-    with database.write() as connection:
-        connection.execute("DELETE FROM record")
+    database.write(lambda connection: connection.execute("DELETE FROM record").rowcount)
 
     database.tidy()
 
@@ -414,10 +408,12 @@ def test_a_child_forked_while_a_transaction_would_not_end_refuses_to_use_the_fil
         with pytest.raises(BrokerRefused, match="spawn"):
             write_a_record(database, "child")
 
-    with database.write() as connection:
+    def fork_and_write(connection: sqlite3.Connection) -> None:
         ended = in_a_child(must_be_refused)
         assert ended() == 0
         connection.execute(statements.WRITE_RECORD, ("during", 1, None, b""))
+
+    database.write(fork_and_write)
 
     assert records(database) == ["before", "during"]
     database.close()

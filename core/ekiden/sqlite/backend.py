@@ -7,20 +7,19 @@ Who waits for results does so in ``Waits``. The rules of what may follow what ar
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from ekiden.errors import BackendError, BackendRefused
-from ekiden.loggers import safe_logger
 from ekiden.results import Backend, BeginOutcome, Begun, Joined, Record, Start, StoredResult, refuse_unstorable
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import RESULTS, Bells
-from ekiden.sqlite.database import Database
-from ekiden.sqlite.location import options_in, path_in
+from ekiden.sqlite.database import Database, fetch
+from ekiden.sqlite.location import name_in, options_in, path_in
+from ekiden.sqlite.reading import Reading
 from ekiden.sqlite.waits import Waits
 from ekiden.states import RETRY, STARTED, is_final, may_follow
 from ekiden.urls import BrokerURL
@@ -28,7 +27,7 @@ from ekiden.urls import BrokerURL
 if TYPE_CHECKING:
     import sqlite3
 
-logger = safe_logger(__name__)
+Found = TypeVar("Found")
 
 TIDY_SECONDS = 5.0
 DELETED_AT_ONCE = 1000
@@ -43,6 +42,7 @@ class SQLiteBackend(Backend):
         self._url = str(url)
         self._database = Database(
             path_in(url),
+            name=name_in(url),
             synchronous=options.synchronous,
             busy_timeout=options.busy_timeout,
             unavailable=BackendError,
@@ -50,23 +50,20 @@ class SQLiteBackend(Backend):
             too_large=BackendRefused,
         )
         self._bells = Bells(self._database.path, sockets=options.wake == "socket", changes=self._database.data_version)
-        self._waits = Waits(self._database, self._bells)
+        self._reading = Reading(self._database)
+        self._waits = Waits(self._database, self._bells, self._reading)
         self._tidy_at = 0.0
         self._closed = False
 
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
         if not results:
             return []
-        with self._write(result.task_id for result in results) as connection:
+        ids = [result.task_id for result in results]
+
+        def store(connection: sqlite3.Connection) -> tuple[list[bool], bool]:
             now = time.time()
-            rows = connection.execute(
-                statements.STORED_STATES, (_as_json([one.task_id for one in results]),)
-            ).fetchall()
-            stored = {
-                task_id: (state, step)
-                for task_id, state, step, ends in _readable(rows, (str, str, int))
-                if ends is None or ends > now
-            }
+            rows = fetch(connection, statements.STORED_STATES, (_as_json(ids), now))
+            stored = {row[0]: (row[1], row[2]) for row in rows if row[3] and self._reading.is_state(row)}
             new: dict[str, StoredResult] = {}
             answers = []
             for result in results:
@@ -80,19 +77,21 @@ class SQLiteBackend(Backend):
             if replaced:
                 connection.execute(statements.DELETE_RESULTS, (_as_json(replaced),))
             _insert(connection, statements.INSERT_RESULTS, [_result_row(result, now) for result in new.values()])
-        if any(is_final(result.state) for result in new.values()):
+            return answers, any(is_final(result.state) for result in new.values())
+
+        answers, has_final = self._write(ids, store)
+        if has_final:
             self._bells.ring((RESULTS,))
         return answers
 
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
         self._check_open(ids)
-        asked, now = _as_json(ids), time.time()
-        rows = self._database.read(statements.STORED_RESULTS, (asked, now))
-        found = {row[0]: StoredResult(*row) for row in _readable(rows, _RESULT)}
+        asked = (_as_json(ids), time.time())
+        found = self._reading.results(self._database.read(statements.STORED_RESULTS, asked))
         if len(found) < len(ids):
-            starts = self._database.read(statements.STARTS, (asked, now))
-            for task_id, step, _, expires in _readable(starts, _START):
-                found.setdefault(task_id, StoredResult(task_id, STARTED, step, b"", expires))
+            for start in self._reading.starts(self._database.read(statements.STARTS, asked)).values():
+                begun = StoredResult(start.task_id, STARTED, start.step, b"", start.expires)
+                found.setdefault(start.task_id, begun)
         return [found.get(task_id) for task_id in ids]
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
@@ -103,19 +102,22 @@ class SQLiteBackend(Backend):
         self._waits.wake()
 
     def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
-        with self._write(ids, deadline) as connection:
+        def delete(connection: sqlite3.Connection) -> None:
             connection.execute(statements.DELETE_RESULTS, (_as_json(ids),))
             connection.execute(statements.DELETE_STARTS, (_as_json(ids),))
+
+        self._write(ids, delete, deadline)
 
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         if not starts:
             return []
-        with self._write(start.task_id for start in starts) as connection:
-            asked, now = _as_json([start.task_id for start in starts]), time.time()
-            rows = connection.execute(statements.STORED_RESULTS, (asked, now)).fetchall()
-            stored = {row[0]: StoredResult(*row) for row in _readable(rows, _RESULT)}
-            rows = connection.execute(statements.STARTS, (asked, now)).fetchall()
-            noted = {row[0]: Start(*row) for row in _readable(rows, _START)}
+        ids = [start.task_id for start in starts]
+
+        def note(connection: sqlite3.Connection) -> list[Begun]:
+            now = time.time()
+            asked = (_as_json(ids), now)
+            stored = self._reading.results(fetch(connection, statements.STORED_RESULTS, asked))
+            noted = self._reading.starts(fetch(connection, statements.STARTS, asked))
             answers = []
             new: dict[str, Start] = {}
             for start in starts:
@@ -124,33 +126,36 @@ class SQLiteBackend(Backend):
                 if answer.outcome is BeginOutcome.GO:
                     noted[start.task_id] = new[start.task_id] = start
             _insert(connection, statements.INSERT_STARTS, [_start_row(start, now) for start in new.values()])
-        return answers
+            return answers
+
+        return self._write(ids, note)
 
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
-        with self._write((join_id, member)) as connection:
+        def arrive(connection: sqlite3.Connection) -> Joined:
             now = time.time()
-            if connection.execute(statements.ENDED_JOIN, (join_id, now)).fetchone():
+            if connection.execute(statements.ENDED_JOIN, (join_id, now)).fetchall():
                 _delete_join(connection, join_id)
             new = connection.execute(statements.ARRIVE, (join_id, member, outcome)).rowcount
             ((arrived,),) = connection.execute(statements.COUNT_ARRIVAL, (join_id, new, _end(expires, now))).fetchall()
             complete = arrived >= size
-            rows = connection.execute(statements.ARRIVED, (join_id,)).fetchall() if complete else ()
-            return Joined(arrived, complete, dict(rows))
+            rows = fetch(connection, statements.ARRIVED, (join_id,)) if complete else []
+            return Joined(int(arrived), complete, self._reading.outcomes(rows))
+
+        return self._write((join_id, member), arrive)
 
     def read(self, keys: Sequence[str]) -> list[Record | None]:
         self._check_open(keys)
         rows = self._database.read(statements.READ_RECORDS, (_as_json(keys), time.time()))
-        found = {row[0]: Record(*row) for row in _readable(rows, _RECORD)}
+        found = {record.key: record for record in self._reading.records(rows)}
         return [found.get(key) for key in keys]
 
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
-        with self._write((key,)) as connection:
+        def change(connection: sqlite3.Connection) -> int | None:
             now = time.time()
-            found = connection.execute(statements.READ_RECORDS, (_as_json([key]), now)).fetchall()
-            rows = _readable(found, _RECORD)
-            version: int = rows[0][2] if rows else 0
+            rows = fetch(connection, statements.READ_RECORDS, (_as_json([key]), now))
+            version = next((record.version for record in self._reading.records(rows)), 0)
             if expected_version is not None and expected_version != version:
                 return None
             if value is None:
@@ -159,10 +164,12 @@ class SQLiteBackend(Backend):
             connection.execute(statements.WRITE_RECORD, (key, version + 1, _end(expires, now), value))
             return version + 1
 
+        return self._write((key,), change)
+
     def scan(self, prefix: str) -> list[Record]:
         self._check_open((prefix,))
         rows = self._database.read(statements.SCAN_RECORDS, (prefix, _first_behind(prefix), time.time()))
-        return [Record(*row) for row in _readable(rows, _RECORD)]
+        return self._reading.records(rows)
 
     def close(self) -> None:
         self._closed = True
@@ -172,32 +179,25 @@ class SQLiteBackend(Backend):
 
     def forget_connections(self) -> None:
         self._waits.abandon()
-        self._waits = Waits(self._database, self._bells)
+        self._waits = Waits(self._database, self._bells, self._reading)
         self._bells.forget()
         self._database.forget()
 
-    @contextmanager
-    def _write(self, texts: Iterable[str], deadline: float | None = None) -> Iterator[sqlite3.Connection]:
+    def _write(
+        self, texts: Iterable[str], act: Callable[[sqlite3.Connection], Found], deadline: float | None = None
+    ) -> Found:
         """A transaction on ``texts``, ids or keys, after which some of what has ended is deleted now and then."""
         self._check_open(texts)
         try:
-            with self._database.write(deadline) as connection:
-                yield connection
+            found = self._database.write(act, deadline)
         except (OverflowError, UnicodeEncodeError) as error:
             # A number, text or length that sqlite3 cannot hand to SQLite.
             raise BackendRefused(f"{self._url} cannot store this: {error}.") from error
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
-            self._delete_some_that_ended()
-
-    def _delete_some_that_ended(self) -> None:
-        now = time.time()
-        with self._database.write() as connection:
-            for statement in statements.DELETE_ENDED:
-                if connection.execute(statement, (now, DELETED_AT_ONCE)).rowcount == DELETED_AT_ONCE:
-                    self._tidy_at = 0.0  # there is more
-            for (join_id,) in connection.execute(statements.ENDED_JOINS, (now, DELETED_AT_ONCE)).fetchall():
-                _delete_join(connection, join_id)
+            if self._database.write(_delete_some_that_ended):
+                self._tidy_at = 0.0
+        return found
 
     def _check_open(self, texts: Iterable[str]) -> None:
         if self._closed:
@@ -216,18 +216,13 @@ def decide(start: Start, stored: StoredResult | None, noted: Start | None) -> Be
     return Begun(BeginOutcome.GO)
 
 
-_RESULT, _START, _RECORD = (str, str, int, bytes), (str, int, str), (str, bytes, int)
-"""What the first columns of a row hold."""
-
-
-def _readable(rows: list[Any], kinds: tuple[type, ...]) -> list[Any]:
-    """Those of ``rows`` that hold what we write. The others are logged, taken for absent, and replaced by the next."""
-    readable = [row for row in rows if all(map(isinstance, row, kinds))]
-    if len(readable) < len(rows):
-        for row in rows:
-            if row not in readable:
-                logger.warning("what the file holds under %r cannot be read, and is passed over", row[0])
-    return readable
+def _delete_some_that_ended(connection: sqlite3.Connection) -> bool:
+    """Whether there is more."""
+    now = time.time()
+    deleted = [connection.execute(statement, (now, DELETED_AT_ONCE)).rowcount for statement in statements.DELETE_ENDED]
+    for (join_id,) in connection.execute(statements.ENDED_JOINS, (now, DELETED_AT_ONCE)).fetchall():
+        _delete_join(connection, join_id)
+    return DELETED_AT_ONCE in deleted
 
 
 def _insert(connection: sqlite3.Connection, by_size: dict[int, str], rows: Sequence[tuple[Any, ...]]) -> None:

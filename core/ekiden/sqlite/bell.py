@@ -17,7 +17,6 @@ import contextlib
 import os
 import select
 import socket
-import stat
 import tempfile
 import threading
 import time
@@ -25,6 +24,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Protocol
+
+from ekiden.private_files import make_private_directory
 
 LONGEST_ADDRESS = 100
 """Bytes; Linux takes 107, macOS 103."""
@@ -66,23 +67,24 @@ class Bell(Protocol):
 class Bells:
     """Makes bells for this process and rings those of all processes that use the same file.
 
-    ``changes`` returns a number that is another one when the file has changed: what pollers look at.
-    Any thread may call any method.
+    ``changes`` returns a number that is another one when the file has changed: what pollers look at. ``path`` is where
+    the file is; it may be moved. Any thread may call any method.
     """
 
     def __init__(self, path: str, *, sockets: bool, changes: Callable[[], int]) -> None:
+        self.path = path
         self._changes = changes
+        self._sockets = sockets and hasattr(socket, "AF_UNIX")
         self._looking: Looking | None = None
-        self._directory = _directory_for(path) if sockets and hasattr(socket, "AF_UNIX") else None
         self._sender: socket.socket | None = None
         self._listed: dict[str, list[str]] = {}
-        self._listed_for = -1
+        self._listed_for: tuple[int, int] | None = None
 
     def bell(self, subjects: Iterable[str]) -> Bell:
         """A bell that rings for any of ``subjects``, from now until it is closed."""
-        if self._directory is not None:
+        if self._sockets:
             with contextlib.suppress(OSError):  # a directory that cannot be made or used: then by looking
-                return SocketBell(self._directory, subjects)
+                return SocketBell(_directory_for(self.path), subjects)
         if self._looking is None:
             self._looking = Looking(self._changes)
         return PollingBell(self._looking)
@@ -107,19 +109,22 @@ class Bells:
             sender.close()
 
     def _waiting(self) -> dict[str, list[str]]:
-        if self._directory is None:
+        if not self._sockets:
             return {}
+        directory = _directory_for(self.path)
         try:
-            changed = os.stat(self._directory).st_mtime_ns
-            if changed == self._listed_for:
+            found = os.stat(directory)
+            changed = found.st_mtime_ns
+            if (found.st_ino, changed) == self._listed_for:
                 return self._listed
             waiting: dict[str, list[str]] = {}
-            for name in os.listdir(self._directory):
-                waiting.setdefault(name.partition(".")[0], []).append(f"{self._directory}/{name}")
+            for name in os.listdir(directory):
+                waiting.setdefault(name.partition(".")[0], []).append(f"{directory}/{name}")
         except OSError:
             return {}  # nobody has waited yet
         self._listed = waiting
-        self._listed_for = changed if time.time_ns() - changed > _DIRECTORY_SETTLES_NS else -1
+        settled = time.time_ns() - changed > _DIRECTORY_SETTLES_NS
+        self._listed_for = (found.st_ino, changed) if settled else None
         return waiting
 
     def _send(self, address: str) -> None:
@@ -160,14 +165,24 @@ class SocketBell:
         self._poll.register(bound, select.POLLIN)
 
     def wait(self, timeout: float) -> None:
-        for descriptor, _ in self._poll.poll(max(timeout, 0.0) * 1000):
-            rung = self._sockets[descriptor]
+        rung = self._poll.poll(max(timeout, 0.0) * 1000)
+        for descriptor, _ in rung:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    rung.recv(1)
+                    self._sockets[descriptor].recv(1)
+        if not rung and not os.path.lexists(self._addresses[0]):
+            self._bind_again()
+
+    def _bind_again(self) -> None:
+        """Somebody has removed the directory, or what was in it."""
+        addresses, self._addresses = self._addresses, []
+        self.abandon()
+        self._poll = select.poll()
+        for address in addresses:
+            self._add(address)
 
     def ring(self) -> None:
-        with contextlib.suppress(OSError), _new_socket() as sender:
+        with contextlib.suppress(OSError, IndexError), _new_socket() as sender:
             sender.sendto(b"!", self._addresses[0])
 
     def close(self) -> None:
@@ -262,7 +277,7 @@ def _bound_socket(directory: str, address: str) -> socket.socket:
     bound = _new_socket()
     try:
         for _ in range(3):  # whoever closes the last bell removes the directory
-            _make_private_directory(directory)
+            make_private_directory(directory)
             with contextlib.suppress(FileNotFoundError):
                 bound.bind(address)
                 return bound
@@ -273,18 +288,10 @@ def _bound_socket(directory: str, address: str) -> socket.socket:
     return bound
 
 
+@lru_cache(maxsize=64)
 def _directory_for(path: str) -> str:
     beside = f"{path}-bells"
     if len(os.fsencode(beside)) + 1 + _NAME_LENGTH <= LONGEST_ADDRESS:
         return beside
     # Too long for the address of a socket: every process of this user finds the same short one.
     return f"{tempfile.gettempdir()}/ekiden-{os.getuid()}-{blake2b(os.fsencode(path), digest_size=8).hexdigest()}"
-
-
-def _make_private_directory(directory: str) -> None:
-    """Raises PermissionError when the directory is somebody else's, who could take our bells away."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(directory, 0o700)
-    found = os.lstat(directory)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(f"{directory} is not a private directory of this user")

@@ -17,14 +17,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from sqlite3 import Connection
 
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed, TransportError
+from ekiden.locks import release_if_held
 from ekiden.message import LOST, REPLY_PREFIX, SETTLED, Delivery, Ending, Settled, SettleOutcome
 from ekiden.sqlite import statements
+from ekiden.sqlite.aside import Garbage, name_in_log, set_aside, set_aside_what_has_no_time
 from ekiden.sqlite.bell import Bells, of_queue
-from ekiden.sqlite.database import Database
-from ekiden.sqlite.rows import MESSAGE_COLUMNS, NotAll, Row, existing_only, insert, message_in, row_of
+from ekiden.sqlite.database import Database, fetch
+from ekiden.sqlite.rows import MESSAGE_COLUMNS, NotAll, Row, Unreadable, existing_only, insert, message_in, row_of
 from ekiden.transport import Consumer
 
 LOOK_AGAIN_SECONDS = 0.5
@@ -77,29 +80,21 @@ class SQLiteConsumer(Consumer):
         self._keep_reply_queues_at = 0.0
         self._tidy_at = 0.0
         self._waits_for_room = False
-        self._receiving = threading.Lock()
+        self._receiving = threading.RLock()
         self._stopped = False
         self._closed = False
+        self._reopened = database.reopened
         self._take_over()
         self._bell = bells.bell(map(of_queue, self._queues))
 
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         give_up = time.monotonic() + timeout
-        with self._receiving:
-            self._check_open()
-            while not self._stopped:
-                room = min(limit, self._room())
-                if room > 0 and (found := self._claim(room)):
-                    return found
-                remaining = give_up - time.monotonic()
-                if remaining <= 0:
-                    break
-                self._tidy()
-                self._waits_for_room = room <= 0
-                if room <= 0 and self._room() > 0:
-                    continue  # something was settled since room was looked for
-                self._bell.wait(max(0.0, min(remaining, LOOK_AGAIN_SECONDS, self._next_change - time.time())))
-            return []
+        try:
+            with self._receiving:
+                return self._receive(limit, give_up)
+        except BaseException:
+            release_if_held(self._receiving)
+            raise
 
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         self._check_open()
@@ -134,22 +129,31 @@ class SQLiteConsumer(Consumer):
         if not deliveries:
             return
         state, until = (statements.DELAYED, time.time() + delay) if delay > 0 else (statements.READY, None)
-        with self._database.write() as connection:
-            for claim, rows in _by_claim(deliveries).items():
+        released = _by_claim(deliveries)
+
+        def release(connection: Connection) -> None:
+            for claim, rows in released.items():
                 connection.execute(statements.RELEASE, (state, until, int(not keep_attempt), str(rows), claim))
+
+        self._database.write(release)
         self._drop(deliveries)
         self._ring({delivery.message.queue for delivery in deliveries})
 
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
         self._check_open()
-        held: set[tuple[int, int]] = set()
+        by_claim = _by_claim(deliveries)
+
+        def extend(connection: Connection) -> set[tuple[int, int]]:
+            held: set[tuple[int, int]] = set()
+            until = time.time() + self._lease
+            for claim, rows in by_claim.items():
+                if connection.execute(statements.EXTEND, (until, str(rows), claim)).rowcount < len(rows):
+                    rows = [row for (row,) in connection.execute(statements.STILL_HELD, (str(rows), claim)).fetchall()]
+                held.update((row, claim) for row in rows)
+            return held
+
         try:
-            with self._database.write() as connection:
-                until = time.time() + self._lease
-                for claim, rows in _by_claim(deliveries).items():
-                    if connection.execute(statements.EXTEND, (until, str(rows), claim)).rowcount < len(rows):
-                        rows = [row for (row,) in connection.execute(statements.STILL_HELD, (str(rows), claim))]
-                    held.update((row, claim) for row in rows)
+            held = self._database.write(extend)
         except TransportError as error:
             return [Settled(SettleOutcome.FAILED, error)] * len(deliveries)
         ends = time.monotonic() + self._lease
@@ -164,8 +168,12 @@ class SQLiteConsumer(Consumer):
     def close(self) -> None:
         if not self._closed:
             self.stop()
-        with self._receiving:
-            closed_before, self._closed = self._closed, True
+        try:
+            with self._receiving:
+                closed_before, self._closed = self._closed, True
+        except BaseException:
+            release_if_held(self._receiving)
+            raise
         if closed_before:
             return
         self._bell.close()
@@ -180,8 +188,26 @@ class SQLiteConsumer(Consumer):
 
     # Claiming.
 
+    def _receive(self, limit: int, give_up: float) -> list[Delivery]:
+        self._check_open()
+        while not self._stopped:
+            room = min(limit, self._room())
+            if room > 0 and (found := self._claim(room)):
+                return found
+            remaining = give_up - time.monotonic()
+            if remaining <= 0:
+                break
+            self._tidy()
+            self._waits_for_room = room <= 0
+            if room <= 0 and self._room() > 0:
+                continue  # something was settled since room was looked for
+            self._bell.wait(max(0.0, min(remaining, LOOK_AGAIN_SECONDS, self._next_change - time.time())))
+        return []
+
     def _claim(self, room: int) -> list[Delivery]:
         now = time.time()
+        if self._reopened != self._database.reopened:
+            self._begin_anew()
         if self._clock.jumped():
             self._take_back_from = time.monotonic() + self._lease
         if time.monotonic() >= self._keep_reply_queues_at:
@@ -190,30 +216,52 @@ class SQLiteConsumer(Consumer):
         if not ready:
             return []
         claim = int.from_bytes(os.urandom(7))
-        with self._database.write() as connection:
+
+        def hand_out(connection: Connection) -> tuple[list[Delivery], list[Garbage]]:
             for statement, queue in timed:
                 connection.execute(statement, (queue, now, TIMED_AT_ONCE))
-            deliveries = self._first_in_turn(connection, ready, room, claim)
-            rows = [delivery.tag[0] for delivery in deliveries]
-            if rows:
+            deliveries, garbage = self._first_in_turn(connection, ready, room, claim)
+            if deliveries:
+                rows = [delivery.tag[0] for delivery in deliveries]
                 connection.execute(statements.CLAIM, (time.time() + self._lease, claim, self._name, str(rows)))
-        self._leases.update(dict.fromkeys(rows, (claim, time.monotonic() + self._lease)))
+            set_aside(connection, garbage)
+            return deliveries, garbage
+
+        deliveries, garbage = self._database.write(hand_out)
+        ends = time.monotonic() + self._lease
+        self._leases.update({delivery.tag[0]: (claim, ends) for delivery in deliveries})
+        name_in_log(self._database, garbage)
+        if garbage and not deliveries:
+            return self._claim(room)  # there may be something readable behind it
         return deliveries
 
-    def _first_in_turn(self, connection: Connection, ready: set[str], room: int, claim: int) -> list[Delivery]:
-        """The first messages of the queues that have some: of each its share, or of the first all there is room for."""
+    def _first_in_turn(
+        self, connection: Connection, ready: set[str], room: int, claim: int
+    ) -> tuple[list[Delivery], list[Garbage]]:
+        """The first messages of the queues that have some: of each its share, or of the first all there is room for.
+
+        And what stands among them that is no message.
+        """
         deliveries: list[Delivery] = []
+        garbage: list[Garbage] = []
         waiting = [queue for queue in self._queues if queue in ready]
         for position, queue in enumerate(waiting):
             left = room - len(deliveries)
             share = left if self._strict else -(-left // (len(waiting) - position))
-            for columns in connection.execute(statements.FIRST_READY, (queue, share)).fetchall():
+            for columns in fetch(connection, statements.FIRST_READY, (queue, share)):
                 seq, attempt = columns[MESSAGE_COLUMNS:]
-                deliveries.append(Delivery(message_in(queue, columns), (seq, claim), attempt))
+                try:
+                    message = message_in(queue, columns)
+                    if type(attempt) is not int or attempt < 1:
+                        raise Unreadable(f"the count of its hand-outs is {attempt!r}")
+                except Unreadable as error:
+                    garbage.append(Garbage(seq, queue, columns[0], str(error)))
+                else:
+                    deliveries.append(Delivery(message, (seq, claim), attempt))
         if deliveries and not self._strict:
             # Whose turn it was goes to the back.
             self._queues.rotate(-1 - self._queues.index(deliveries[-1].message.queue))
-        return deliveries
+        return deliveries, garbage
 
     def _look(self, now: float) -> tuple[set[str], list[tuple[str, str]]]:
         """The queues that have something to receive, and what must be made ready first. Takes no lock on the file."""
@@ -234,6 +282,14 @@ class SQLiteConsumer(Consumer):
             self._next_change = min(self._next_change, *later, math.inf)
         return ready, timed
 
+    def _begin_anew(self) -> None:
+        """The file is another one than before: it knows nothing of our reply queues, and its bells may be elsewhere."""
+        self._reopened = self._database.reopened
+        self._keep_reply_queues_at = 0.0
+        self._bells.path = self._database.path
+        before, self._bell = self._bell, self._bells.bell(map(of_queue, self._queues))
+        before.close()
+
     def _room(self) -> int:
         room = self._prefetch - len(self._leases)
         if room <= 0:
@@ -246,9 +302,7 @@ class SQLiteConsumer(Consumer):
 
     def _take_over(self) -> None:
         """Give back what an earlier consumer of this name held, and make the reply queues."""
-        with self._database.write() as connection:
-            returned = connection.execute(statements.GIVE_BACK_ALL_OF, (self._name,)).rowcount
-        if returned:
+        if self._database.write(lambda file: file.execute(statements.GIVE_BACK_ALL_OF, (self._name,)).rowcount):
             self._ring(self._queues)
         self._keep_reply_queues(time.time())
 
@@ -256,8 +310,8 @@ class SQLiteConsumer(Consumer):
         self._keep_reply_queues_at = math.inf
         if self._reply_queues != "[]":
             self._keep_reply_queues_at = time.monotonic() + REPLY_QUEUE_KEPT_SECONDS / 4
-            with self._database.write() as connection:
-                connection.execute(statements.KEEP_REPLY_QUEUE, (self._reply_queues, now + REPLY_QUEUE_KEPT_SECONDS))
+            kept = (self._reply_queues, now + REPLY_QUEUE_KEPT_SECONDS)
+            self._database.write(lambda file: file.execute(statements.KEEP_REPLY_QUEUE, kept).rowcount)
 
     def _tidy(self) -> None:
         """What an idle consumer does now and then: drop reply queues that nobody returned to, and empty the WAL."""
@@ -266,9 +320,10 @@ class SQLiteConsumer(Consumer):
         self._tidy_at = time.monotonic() + TIDY_SECONDS
         now = time.time()
         for (name,) in self._database.read(statements.ENDED_REPLY_QUEUES, (now,)):
-            with self._database.write() as connection:
-                if connection.execute(statements.DELETE_REPLY_QUEUE, (name, now)).rowcount:
-                    connection.execute(statements.DELETE_QUEUE, (name,))
+            self._database.write(partial(_delete_ended_reply_queue, name, now))
+        for queue in list(self._queues):
+            if self._database.read(statements.WITHOUT_TIME, (queue,)):
+                name_in_log(self._database, self._database.write(partial(set_aside_what_has_no_time, queue)))
         self._database.tidy()
 
     def _ring(self, queues: Iterable[str]) -> None:
@@ -281,26 +336,29 @@ class SQLiteConsumer(Consumer):
         if not endings:
             return []
         follow_ups = [row for _, rows in endings for row in rows]
-        try:
-            with self._database.write() as connection:
-                for claim, held in _by_claim([delivery for delivery, _ in endings]).items():
-                    if connection.execute(statements.SETTLE, (str(held), claim)).rowcount != len(held):
-                        raise NotAll
-                if follow_ups:
-                    insert(connection, existing_only(connection, follow_ups, now))
-                return []
-        except NotAll:
-            pass
-        lost: list[int] = []
-        with self._database.write() as connection:
-            # One by one, to learn which, and to publish nothing for those.
+
+        def settle_all(connection: Connection) -> list[int]:
+            for claim, held in _by_claim([delivery for delivery, _ in endings]).items():
+                if connection.execute(statements.SETTLE, (str(held), claim)).rowcount != len(held):
+                    raise NotAll
+            if follow_ups:
+                insert(connection, existing_only(connection, follow_ups, now))
+            return []
+
+        def settle_each(connection: Connection) -> list[int]:
+            lost: list[int] = []
             for index, (delivery, rows) in enumerate(endings):
                 row, claim = delivery.tag
                 if connection.execute(statements.SETTLE, (str([row]), claim)).rowcount:
                     insert(connection, existing_only(connection, rows, now))
                 else:
                     lost.append(index)
-        return lost
+            return lost
+
+        try:
+            return self._database.write(settle_all)
+        except NotAll:
+            return self._database.write(settle_each)  # to learn which, and to publish nothing for those
 
     def _drop(self, deliveries: Iterable[Delivery]) -> None:
         """These are not held any more."""
@@ -317,11 +375,14 @@ class SQLiteConsumer(Consumer):
         held: dict[int, list[int]] = {}
         for row, (claim, _) in self._leases.items():
             held.setdefault(claim, []).append(row)
-        with self._database.write() as connection:
+
+        def give_back(connection: Connection) -> None:
             for claim, rows in held.items():
                 connection.execute(statements.GIVE_BACK, (str(rows), claim))
             ends = time.time() + REPLY_QUEUE_KEPT_SECONDS
             connection.execute(statements.END_REPLY_QUEUE, (self._reply_queues, ends))
+
+        self._database.write(give_back)
         if held:
             self._ring(self._queues)
 
@@ -342,6 +403,11 @@ class _WallClock:
         jumped = abs(offset - self._offset) > JUMP_SECONDS
         self._offset = offset
         return jumped
+
+
+def _delete_ended_reply_queue(name: str, now: float, connection: Connection) -> None:
+    if connection.execute(statements.DELETE_REPLY_QUEUE, (name, now)).rowcount:
+        connection.execute(statements.DELETE_QUEUE, (name,))
 
 
 def _by_claim(deliveries: Iterable[Delivery]) -> dict[int, list[int]]:

@@ -10,6 +10,11 @@ What always holds:
   fraction of a millisecond (SQLite's own ladder sleeps up to 100).
 - Every result is fetched to its end before the lock is released: an unfinished cursor would keep the WAL from being
   emptied.
+- **An exception may come out of a signal handler at any moment**, also while something is cleaned up. Python calls
+  handlers between its own instructions, and never inside of SQLite: so a transaction is ended by the connection's own
+  ``__exit__``, and a lock released by the first call of a ``finally``, which nothing can divide. ``_mend`` then does
+  what is left, whatever was interrupted. So transactions are functions that are passed in, and not ``with`` blocks of
+  our own, whose end could be interrupted before its first line.
 - **Nobody opens or closes the file beside SQLite.** Closing any descriptor of it drops every lock this process has on
   it. Looking at it (``os.stat``) is safe.
 - **One process checkpoints at a time**, holding ``<file>-checkpoint.lock``, not soon after another one did, and in
@@ -19,6 +24,8 @@ What always holds:
 - **No connection crosses a fork.** SQLite keeps one list of open files per process; a child inherits it and believes
   to hold locks that it does not: rows committed through a *new* connection in the child are lost when the parent
   closes its own. So both connections are closed before a fork and opened again, by parent and child, when needed.
+- **The name is looked at** every ``LOOK_SECONDS`` while the file is used. When it means another file, or none, all is
+  closed and opened anew by that name (``ekiden.sqlite.opened``).
 """
 
 from __future__ import annotations
@@ -31,19 +38,28 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn, TypeVar
 
 from ekiden.errors import EkidenError
+from ekiden.locks import release_if_held
+from ekiden.loggers import safe_logger
 from ekiden.sqlite import statements
+from ekiden.sqlite.host_lock import HAS_FLOCK, HostLock
+from ekiden.sqlite.opened import (
+    Opened,
+    behind,
+    can_have_no_other_wal,
+    change,
+    has_wal,
+    in_this_process,
+    is_same_file,
+    remove_wal,
+)
 
-try:
-    import fcntl
-except ImportError:  # Windows: each connection checkpoints by itself, as SQLite does by default
-    _HAS_FLOCK = False
-else:
-    _HAS_FLOCK = True
+Found = TypeVar("Found")
+
+logger = safe_logger("ekiden.sqlite")
 
 WAL_PAGES = 1000
 PAGES_OF_A_COMMIT, ROWS_OF_A_PAGE = 4, 2
@@ -63,6 +79,9 @@ VACUUM_PAGES = 1000
 """Pages given back to the file system at a time, and how many must be free before any are."""
 
 SHORTEST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.0002, 0.002
+
+LOOK_SECONDS = 0.5
+"""How long it may go unnoticed, by a process that uses the file, that it was deleted or replaced."""
 
 _MEANING = {
     sqlite3.SQLITE_BUSY: (True, "it was locked by another process for longer than busy_timeout; try again"),
@@ -85,12 +104,17 @@ class Database:
     Raises ``unavailable`` for what may work when tried again (locked, full), ``refused`` for what will not
     (read-only, damaged, not ours), and ``too_large`` for a value that no SQLite file takes. ``busy_timeout`` is in
     seconds.
+
+    ``reopened`` counts how often the file was deleted or replaced while it was open: what a caller remembers of an
+    earlier one, such as the number of the last row it saw, does not hold for the next. ``name`` is what the user calls
+    the file, where that is a link to ``path``.
     """
 
     def __init__(
         self,
         path: str,
         *,
+        name: str | None = None,
         synchronous: Literal["normal", "full"],
         busy_timeout: float,
         unavailable: type[EkidenError],
@@ -98,12 +122,13 @@ class Database:
         too_large: type[EkidenError],
     ) -> None:
         self.path = path
+        self._name = name or path
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._unavailable = unavailable
         self._refused = refused
         self._too_large = too_large
-        self._transaction = _Transaction(self)
+        self.reopened = 0
         self._look_at_wal = 0.0
         self._pages = self._changes = 0
         self._backoff = 1
@@ -112,25 +137,41 @@ class Database:
         self._close_before_forks()
 
     def _start(self) -> None:
-        self._writing = threading.Lock()
-        self._reading = threading.Lock()
+        # Reentrant ones can be released only by the thread that holds them: whoever was interrupted can always try.
+        self._writing = threading.RLock()
+        self._reading = threading.RLock()
+        self._writing_thread = 0
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self.opened: Opened | None = None
+        self._look_at = 0.0
+        self._host_lock = HostLock(f"{self.path}-checkpoint.lock")
+        in_this_process.add(self)
 
-    def write(self, deadline: float | None = None) -> _Transaction:
-        """A transaction: ``with database.write() as connection``. Committed at the end, rolled back when left early.
+    def write(self, act: Callable[[sqlite3.Connection], Found], deadline: float | None = None) -> Found:
+        """What ``act`` returns, which changes the file through the connection that it is given: all of it or nothing.
 
-        ``deadline`` (monotonic seconds): it has begun by then; without one, within ``busy_timeout``.
+        It is committed when ``act`` returns, and rolled back when it raises. ``deadline`` (monotonic seconds): it has
+        begun by then; without one, within ``busy_timeout``.
         """
-        return self._transaction if deadline is None else _Transaction(self, deadline)
+        return self._alone(lambda writer: self._transact(writer, act, deadline), deadline)
 
     def read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Every row of one statement that changes nothing."""
-        with self._reading:
-            if self._reader is not None:
-                return self._fetch(self._reader, statement, parameters)
-        with self._writing, self._reading:
-            return self._fetch(self._opened_reader(), statement, parameters)
+        while True:
+            if time.monotonic() >= self._look_at:
+                self._look()
+            try:
+                rows = self._read(statement, parameters)
+            except BaseException as error:
+                release_if_held(self._reading)
+                if isinstance(error, sqlite3.Error):
+                    self._raise(error)
+                raise
+            if rows is not None:
+                return rows
+            self._look_around()
+            self._alone(self._open_reader)
 
     def data_version(self) -> int:
         """A number that differs from the last one when any connection but the reader has committed since."""
@@ -140,22 +181,17 @@ class Database:
     def tidy(self) -> None:
         """When nobody writes: empty the WAL, and give free pages back to the file system."""
         size, changed = self._wal()
-        if size == 0 or time.time() - changed < WAL_IDLE_SECONDS:
-            return
-        with self._writing:
-            writer = self._writer
-            if writer is None:
-                return
-            with contextlib.suppress(sqlite3.Error):  # whoever writes next meets the same trouble, and can be told
-                if writer.execute("PRAGMA freelist_count").fetchone()[0] > VACUUM_PAGES:
-                    # One step gives back one page, and only executescript() goes on stepping.
-                    writer.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
-            self._checkpoint(writer, "TRUNCATE")
+        if size > 0 and time.time() - changed >= WAL_IDLE_SECONDS and self._writer is not None:
+            self._alone(self._tidy)
 
     def close(self) -> None:
         """Close both connections; the next call opens them again."""
-        with self._writing, self._reading:
-            self._close_connections()
+        try:
+            with self._writing, self._reading:
+                self._close_connections()
+        except BaseException:
+            self._mend()
+            raise
 
     def forget(self) -> None:
         """In a forked child: begin anew. Connections that could not be closed before the fork are kept, unused."""
@@ -165,42 +201,55 @@ class Database:
                 self._inherited = True
         self._start()
 
+    def _read(self, statement: str, parameters: Sequence[Any]) -> list[Any] | None:
+        with self._reading:
+            return None if self._reader is None else fetch(self._reader, statement, parameters)
+
     # Transactions.
 
-    def begin(self, deadline: float | None = None) -> sqlite3.Connection:
-        """Take the lock and begin; only ``_Transaction`` calls this."""
+    def _alone(self, act: Callable[[sqlite3.Connection], Found], deadline: float | None = None) -> Found:
+        """What ``act(writer)`` returns, while no other thread of this process uses the writer."""
+        if self._writing_thread == threading.get_ident():
+            # A signal handler that calls delay(), while the main thread is in the middle of another one.
+            raise self._unavailable(f"sqlite:///{self.path}: this thread is in the middle of writing to it already.")
+        if self._writer is None:
+            self._look_around()
+        elif time.monotonic() >= self._look_at:
+            self._look()
+        try:
+            return self._locked(act, deadline)
+        except BaseException as error:
+            self._mend()
+            if isinstance(error, sqlite3.Error):
+                self._raise(error)
+            raise
+
+    def _locked(self, act: Callable[[sqlite3.Connection], Found], deadline: float | None) -> Found:
         patience = self._busy_timeout + 1
         if deadline is not None:
             patience = min(patience, max(0.0, deadline - time.monotonic()))
         if not self._writing.acquire(timeout=patience):
             raise self._unavailable(f"sqlite:///{self.path}: this process was busy writing for {patience:.3g} s.")
         try:
-            writer = self._writer = self._writer or self._open_writer(deadline)
-            self._patiently(writer, "BEGIN IMMEDIATE", deadline)
-        except BaseException as error:
-            self._writing.release()
-            if isinstance(error, sqlite3.Error):
-                self._raise(error)
-            raise
-        return writer
-
-    def end(self, connection: sqlite3.Connection, error: BaseException | None) -> None:
-        """Commit, or roll back after ``error``, and release the lock; only ``_Transaction`` calls this."""
-        try:
-            if error is None:
-                connection.execute("COMMIT")
-                self._note_commit(connection)
-        except sqlite3.Error as failed:
-            error = failed
+            self._writing_thread = threading.get_ident()
+            return act(self._writer or self._open_writer(deadline))
         finally:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):  # a disk that fails has rolled it back already
-                    connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error) and _code_of(error) == sqlite3.SQLITE_FULL:
-                self._checkpoint(connection, "RESTART")  # so that deleting finds room in the WAL
+            self._writing_thread = 0
             self._writing.release()
-        if isinstance(error, sqlite3.Error):
-            self._raise(error)
+
+    def _transact(
+        self, writer: sqlite3.Connection, act: Callable[[sqlite3.Connection], Found], deadline: float | None
+    ) -> Found:
+        try:
+            with writer:  # it commits or rolls back by itself
+                self._patiently(writer, "BEGIN IMMEDIATE", deadline)
+                found = act(writer)
+        except sqlite3.Error as error:
+            if _code_of(error) == sqlite3.SQLITE_FULL:
+                self._checkpoint(writer, "RESTART")  # so that deleting finds room in the WAL
+            raise
+        self._note_commit(writer)
+        return found
 
     def _patiently(self, connection: sqlite3.Connection, statement: str, deadline: float | None = None) -> None:
         give_up = None
@@ -217,6 +266,19 @@ class Database:
                 if now >= give_up:
                     raise
             time.sleep(random.uniform(SHORTEST_RETRY_SECONDS, LONGEST_RETRY_SECONDS))
+
+    def _mend(self) -> None:
+        """Undo what is left of a transaction that was interrupted in the very lines that end it."""
+        if self._writing.acquire(blocking=False):  # free, or still this thread's
+            try:
+                if self._writer is not None and self._writer.in_transaction:
+                    self._writer.rollback()
+                self._host_lock.release()
+                self._writing_thread = 0
+            finally:
+                self._writing.release()
+        release_if_held(self._reading)
+        release_if_held(self._writing)
 
     # Checkpoints.
 
@@ -240,28 +302,48 @@ class Database:
             if self._wal()[0] >= WAL_LIMIT_BYTES * self._backoff:
                 self._checkpoint(writer, "TRUNCATE")
 
+    def _tidy(self, writer: sqlite3.Connection) -> None:
+        with contextlib.suppress(sqlite3.Error):  # whoever writes next meets the same trouble, and can be told
+            if writer.execute("PRAGMA freelist_count").fetchone()[0] > VACUUM_PAGES:
+                # One step gives back one page, and only executescript() goes on stepping.
+                writer.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+        self._checkpoint(writer, "TRUNCATE")
+
     def _checkpoint(self, writer: sqlite3.Connection, mode: Literal["RESTART", "TRUNCATE"]) -> None:
-        if not _HAS_FLOCK:
-            return
-        with _sole_checkpointer(f"{self.path}-checkpoint.lock") as sole:
-            if sole:
-                self._pages = 0
-                with contextlib.suppress(sqlite3.Error):  # what was committed is safe in the WAL
-                    # With no time to wait it would go on without keeping the writers out.
-                    writer.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAITS_MS}")
-                    (stopped, _, _) = writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-                    self._backoff = min(self._backoff * 2, LONGEST_BACKOFF) if stopped else 1
-                writer.execute("PRAGMA busy_timeout=0")
+        # A WAL that belongs to an earlier file, or that others have exchanged, must not be written into this one.
+        if self._changed() is None and self._host_lock.acquire():
+            try:
+                last = self._host_lock.seconds_since_use()
+                if last is None or not 0 <= last < CHECKPOINT_EVERY_SECONDS:
+                    self._pages = 0
+                    self._empty_wal(writer, mode)
+                    self._host_lock.note_use()
+            finally:
+                self._host_lock.release()
+
+    def _empty_wal(self, writer: sqlite3.Connection, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
+        """Whether everything in the WAL is in the file now, and the next transaction begins the WAL anew."""
+        stopped = 1
+        try:
+            # With no time to wait it would go on without keeping the writers out.
+            writer.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAITS_MS}")
+            with contextlib.suppress(sqlite3.Error):  # what was committed is safe in the WAL
+                (stopped, _, _) = writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                self._backoff = min(self._backoff * 2, LONGEST_BACKOFF) if stopped else 1
+        finally:
+            writer.execute("PRAGMA busy_timeout=0")
+        return not stopped
 
     # Opening and closing.
 
-    def _open_writer(self, deadline: float | None = None) -> sqlite3.Connection:
+    def _open_writer(self, deadline: float | None) -> sqlite3.Connection:
         if self._inherited:
             raise self._refused(
                 f"sqlite:///{self.path}: this process was forked while its parent was writing to the file, and cannot "
                 "use it safely; start it with the spawn method."
             )
-        _make_private(self.path)
+        self._clear_the_way(deadline)
+        before = behind(self._name, self.path)
         writer = self._connect(deadline)
         try:
             if self._check_ours(writer) == 0:
@@ -271,40 +353,41 @@ class Database:
             writer.execute(f"PRAGMA synchronous={self._synchronous}")
             writer.execute("PRAGMA secure_delete=OFF")
             writer.execute("PRAGMA temp_store=MEMORY")
-            if _HAS_FLOCK:
+            if HAS_FLOCK:
                 writer.execute("PRAGMA wal_autocheckpoint=0")
             self._make_tables(writer, deadline)
             writer.execute("PRAGMA busy_timeout=0")
+            opened = behind(self._name, self.path)
+            if opened is None or (before is not None and before.file != opened.file):
+                raise self._unavailable(f"sqlite:///{self.path}: somebody replaced the file while it was opened.")
+            self._changes = writer.total_changes
+            self.opened = opened
+            self._writer = writer
         except BaseException:
             writer.close()
             raise
         return writer
 
-    def _opened_reader(self) -> sqlite3.Connection:
-        """The caller holds both locks."""
+    def _open_reader(self, _writer: sqlite3.Connection) -> None:
+        """The writer has made the file and its tables."""
         if self._reader is None:
-            try:
-                if self._writer is None:
-                    self._writer = self._open_writer()  # makes the file and its tables
-                self._reader = self._connect()
-                self._reader.execute("PRAGMA query_only=ON")
-            except sqlite3.Error as error:
-                self._raise(error)
-        return self._reader
-
-    def _fetch(self, reader: sqlite3.Connection, statement: str, parameters: Sequence[Any]) -> list[Any]:
-        try:
-            return reader.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            self._raise(error)
+            reader = self._connect()
+            reader.execute("PRAGMA query_only=ON")
+            reader.execute(statements.WHOSE).fetchall()
+            if self._changed() is None:
+                self._reader = reader
+            else:  # it may have opened another file than the writer
+                reader.close()
+                self._look_at = 0.0
 
     def _connect(self, deadline: float | None = None) -> sqlite3.Connection:
-        timeout = self._busy_timeout
-        if deadline is not None:
-            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
         # Every connection is used under a lock of ours, by any thread.
         return sqlite3.connect(
-            self.path, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+            self.path,
+            timeout=self._patience(deadline),
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
         )
 
     def _check_ours(self, connection: sqlite3.Connection) -> int:
@@ -327,26 +410,132 @@ class Database:
     def _make_tables(self, writer: sqlite3.Connection, deadline: float | None) -> None:
         if self._check_ours(writer) == statements.FORMAT_VERSION:
             return
-        self._patiently(writer, "BEGIN IMMEDIATE", deadline)
-        try:
+        with writer:
+            self._patiently(writer, "BEGIN IMMEDIATE", deadline)
             if self._check_ours(writer) == 0:
                 for statement in statements.TABLES:
                     writer.execute(statement)
                 writer.execute(f"PRAGMA application_id={statements.APPLICATION_ID}")
                 writer.execute(f"PRAGMA user_version={statements.FORMAT_VERSION}")
-            writer.execute("COMMIT")
-        except BaseException:
-            if writer.in_transaction:
-                writer.execute("ROLLBACK")
-            raise
+
+    def _clear_the_way(self, deadline: float | None) -> None:
+        """Make the file if there is none, and remove the WAL of an earlier one: SQLite would read it with the new one.
+
+        One process at a time does so, or it would remove what another one has just made.
+        """
+        if os.path.exists(self.path):
+            return
+        try:
+            if has_wal(self.path) and self._host_lock.acquire(self._patience(deadline)):
+                if not os.path.exists(self.path):
+                    remove_wal(self.path)
+                _make_private(self.path)
+        finally:
+            self._host_lock.release()
+        _make_private(self.path)
+
+    def _patience(self, deadline: float | None) -> float:
+        """For how many seconds to wait for others: ``busy_timeout``, or less where the deadline comes first."""
+        if deadline is None:
+            return self._busy_timeout
+        return min(self._busy_timeout, max(0.0, deadline - time.monotonic()))
 
     def _close_connections(self) -> None:
-        for connection in (self._reader, self._writer):
+        connections = self._reader, self._writer
+        self._reader = self._writer = self.opened = None
+        for connection in connections:
             if connection is not None:
                 # What the close could not do (a full disk), the next one to open the file does.
                 with contextlib.suppress(sqlite3.Error):
                     connection.close()
-        self._reader = self._writer = None
+
+    # A file that is not the same any more.
+
+    def _changed(self) -> str | None:
+        """What has happened to the file since it was opened; None when nothing has, or when that cannot be told."""
+        opened = self.opened
+        if opened is None:
+            return None
+        try:
+            return change(opened, behind(self._name, self.path))
+        except OSError:
+            return None
+
+    def _look(self) -> None:
+        """See whether the file is still the one that its name means; close it, all over this process, if not."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        opened = self.opened
+        if opened is None or self._changed() is None:
+            return
+        taken: list[threading.RLock] = []
+        try:
+            self._take(in_this_process.lock, taken)
+            databases = in_this_process.all_of(opened.file)
+            if any(each._writing_thread == threading.get_ident() for each in databases):
+                return  # a signal handler, in the middle of a write of this thread
+            for each in databases:
+                self._take(each._writing, taken)
+                self._take(each._reading, taken)
+            what = self._changed()
+            if what is not None:  # and no other thread was here first
+                self._leave(databases, opened, what)
+        finally:
+            for lock in reversed(taken):
+                release_if_held(lock)
+
+    def _look_around(self) -> None:
+        """Before something is opened: what this process has open of the same file must be as it was."""
+        with contextlib.suppress(OSError):
+            found = behind(self._name, self.path)
+            if found is not None:
+                for each in in_this_process.all_of(found.file):
+                    each._look()
+
+    def _take(self, lock: threading.RLock, taken: list[threading.RLock]) -> None:
+        taken.append(lock)
+        patience = self._busy_timeout + 1
+        if not lock.acquire(timeout=patience):
+            raise self._unavailable(f"sqlite:///{self.path}: this process was busy with it for {patience:g} s.")
+
+    def _leave(self, databases: Sequence[Database], opened: Opened, what: str) -> None:
+        """Close ``databases``, all that this process has opened of one file. The caller holds all their locks."""
+        outcome = "What only the earlier one held is lost."
+        locked = self._host_lock.acquire(self._busy_timeout)
+        try:
+            if not is_same_file(opened, self._name):
+                saved = True
+            elif saved := locked and self._save_wal(opened):
+                outcome = "Nothing is lost."
+            else:
+                outcome = "What was stored last may be lost."
+            if locked:
+                # While they are open here: once they are closed, new files may have their numbers. A WAL that is not
+                # saved stays: where it is whole, whoever opens the file next makes a new index of it.
+                remove_wal(self.path, opened, only_index=not saved)
+        finally:
+            self._host_lock.release()
+        logger.error(
+            "sqlite:///%s: the file %s. It is opened again by its name, and made where there is none. %s",
+            self.path,
+            what,
+            outcome,
+        )
+        for each in databases:
+            each._close_connections()
+            each.path = os.path.realpath(each._name)
+            each._host_lock = HostLock(f"{each.path}-checkpoint.lock")
+            each.reopened += 1
+
+    def _save_wal(self, opened: Opened) -> bool:
+        """Bring home what is in the WAL, some of whose names were removed; False where that cannot be done.
+
+        Only while nobody can have begun another WAL, whose pages would be overwritten.
+        """
+        return (
+            self._writer is not None
+            and can_have_no_other_wal(opened, self.path)
+            and self._empty_wal(self._writer, "TRUNCATE")
+        )
 
     # Forks.
 
@@ -371,41 +560,48 @@ class Database:
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
     def _before_fork(self) -> None:
-        patience = self._busy_timeout + 1
-        self._held_for_fork = [lock for lock in (self._writing, self._reading) if lock.acquire(timeout=patience)]
-        if self._writing in self._held_for_fork and self._reading in self._held_for_fork:
+        if self._writing_thread == threading.get_ident():
+            return  # a signal handler forks in the middle of a write; the child will refuse to use the file
+        patience = max(self._busy_timeout + 1, 0.0)
+        if self._writing.acquire(timeout=patience) and self._reading.acquire(timeout=patience):
             self._close_connections()
 
     def _after_fork(self) -> None:
-        for lock in self._held_for_fork:
-            lock.release()
+        if self._writing_thread != threading.get_ident():
+            release_if_held(self._reading)
+            release_if_held(self._writing)
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
         code = _code_of(error)
         again, meaning = _MEANING.get(code, (False, ""))
+        if code == sqlite3.SQLITE_CANTOPEN and self.reopened:
+            again = True  # its directory was moved while it was in use, and may come back
+        self._look_at = 0.0
         kind = self._unavailable if again else self._refused
         if code == sqlite3.SQLITE_TOOBIG:
             kind = self._too_large
         raise kind(f"sqlite:///{self.path}: {meaning or 'SQLite refused'} ({error}).") from error
 
 
-class _Transaction:
-    """``with`` this: see ``Database.write``."""
+def fetch(connection: sqlite3.Connection, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    """Every row. A text that is not UTF-8, which another program has written, is told as its bytes."""
+    try:
+        return connection.execute(statement, parameters).fetchall()
+    except sqlite3.OperationalError as error:
+        if _code_of(error):
+            raise  # SQLite's own, and not the module's that cannot decode a text
+    connection.text_factory = _text_or_bytes
+    try:
+        return connection.execute(statement, parameters).fetchall()
+    finally:
+        connection.text_factory = str
 
-    __slots__ = ("_connection", "_database", "_deadline")
 
-    def __init__(self, database: Database, deadline: float | None = None) -> None:
-        self._database = database
-        self._deadline = deadline
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._connection = self._database.begin(self._deadline)
-        return self._connection
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._database.end(self._connection, error)
+def _text_or_bytes(text: bytes) -> str | bytes:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text
 
 
 def _code_of(error: sqlite3.Error) -> int:
@@ -423,36 +619,11 @@ def _make_private(path: str) -> None:
         return
     with contextlib.suppress(OSError):  # SQLite makes the file, or says better why it cannot be made
         new = f"{path}-new-{os.urandom(8).hex()}"
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
+            os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             os.link(new, path)
         finally:
             os.unlink(new)
-
-
-@contextlib.contextmanager
-def _sole_checkpointer(path: str) -> Iterator[bool]:
-    """Whether nobody on this host is at it or was just now; until the end of the ``with``, nobody else will be."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        last = os.fstat(descriptor)
-        # A new file was never written to: nobody has checkpointed yet.
-        sole = last.st_size == 0 or not 0 <= time.time() - last.st_mtime < CHECKPOINT_EVERY_SECONDS
-        yield sole
-        if sole:
-            os.pwrite(descriptor, b"!", 0)  # its time is that of the last checkpoint
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
 
 
 def _keep_for_ever(connection: sqlite3.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,17 @@ from msgspec import Meta
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL
 
-_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs")
+_NETWORK_FILE_SYSTEMS = re.compile(
+    # Servers of files
+    r"nfs\d?|cifs|smb\w*|9p|afs|auristorfs|coda|ncp(fs)?|webdav|davfs|"
+    # Clusters, some of whose machines share a disk
+    r"ceph|glusterfs|lustre\w*|beegfs|fhgfs|orangefs|pvfs2|panfs|wekafs|quobyte|moosefs|juicefs|gpfs|mmfs|ocfs2|gfs2?|"
+    r"acfs|cvfs|snfs|"
+    # What a virtual machine shares with its host; programs that serve files from anywhere
+    r"virtiofs|vboxsf|vmhgfs|prl_fs|fakeowner|osxfs|grpcfuse|drvfs|fuse(\..+)?"
+)
+_LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.gocryptfs", "fuse.encfs", "fuse.ntfs-3g", "fuse.exfat"})
+"""Programs that serve a local disk. What other ones serve (sshfs, s3fs, rclone, ...) is somewhere else."""
 
 
 class SQLiteOptions(msgspec.Struct, frozen=True):
@@ -39,7 +50,7 @@ def options_in(url: BrokerURL) -> SQLiteOptions:
 
 
 def path_in(url: BrokerURL) -> str:
-    """The absolute path of the file that ``url`` names. Raises ConfigurationError when no database can be there."""
+    """The file that ``url`` names, behind all links. Raises ConfigurationError when no database can be there."""
     if url.hosts or url.username or url.variant:
         # sqlite://tasks.db instead of sqlite:///tasks.db
         raise ConfigurationError(
@@ -54,13 +65,16 @@ def path_in(url: BrokerURL) -> str:
     if "\0" in url.path:
         raise ConfigurationError(f"{url}: a path has no zero bytes.")
     path = Path(url.path).absolute()
-    if path.is_dir():
-        raise ConfigurationError(f"{url}: {path} is a directory; name a file in it.")
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"{url}: there is no directory {path.parent}; make it first.")
+    try:
+        if path.is_dir():
+            raise ConfigurationError(f"{url}: {path} is a directory; name a file in it.")
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"{url}: there is no directory {path.parent}; make it first.")
+    except OSError as error:  # a name that is too long, a directory that must not be entered
+        raise ConfigurationError(f"{url}: {path} cannot be looked at: {error.strerror}.") from error
     real = os.path.realpath(path)
     kind = _file_system(os.path.dirname(real))
-    if kind.startswith(_NETWORK_FILE_SYSTEMS):
+    if is_network_file_system(kind):
         raise ConfigurationError(
             f"{url}: {path.parent} is on a network file system ({kind}), where SQLite's locks do not work; use a "
             "local disk, or a broker that serves several machines."
@@ -68,17 +82,34 @@ def path_in(url: BrokerURL) -> str:
     return real
 
 
+def name_in(url: BrokerURL) -> str:
+    """The absolute path as ``url`` says it, links and all: later they may lead to another file."""
+    return str(Path(url.path).absolute())
+
+
+def is_network_file_system(kind: str) -> bool:
+    """Whether files of this type, as the table of mounts calls it, are or may be kept by another machine."""
+    return kind not in _LOCAL_FUSE and _NETWORK_FILE_SYSTEMS.fullmatch(kind) is not None
+
+
 def _file_system(directory: str) -> str:
     """The type of the file system that ``directory`` is on, as Linux tells it; empty elsewhere."""
     try:
-        mounts = Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines()
+        mounts = Path("/proc/self/mounts").read_text("utf-8", "surrogateescape")
     except OSError:
         return ""
+    return file_system_in(mounts, directory)
+
+
+def file_system_in(mounts: str, directory: str) -> str:
+    """The same, by a table of mounts: the longest mount point that ``directory`` is in, and of equal ones the last."""
     found, found_kind = "", ""
-    for mount in mounts:
-        _, point, kind, *_ = mount.split(" ")
-        point = point.replace("\\040", " ")
+    for mount in mounts.splitlines():
+        fields = mount.split(" ")
+        if len(fields) < 3:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[1])
         inside = directory == point or directory.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(found):
-            found, found_kind = point, kind
+            found, found_kind = point, fields[2].lower()
     return found_kind

@@ -11,12 +11,17 @@ from typing import Any
 import msgspec
 
 from ekiden.errors import BrokerRefused
-from ekiden.loggers import safe_logger
-from ekiden.message import REPLY_PREFIX, HeaderValue, Message, unsendable
-from ekiden.safe_text import text_of
+from ekiden.message import (
+    HIGHEST_PRIORITY,
+    LOWEST_PRIORITY,
+    REPLY_PREFIX,
+    HeaderValue,
+    Message,
+    unsendable,
+    wrong_header,
+)
 from ekiden.sqlite import statements
-
-logger = safe_logger(__name__)
+from ekiden.times import LATEST_TIME
 
 Row = tuple[Any, ...]
 """(queue, id, priority, state, until, due, headers, body)"""
@@ -24,6 +29,10 @@ Row = tuple[Any, ...]
 MESSAGE_COLUMNS = 5
 
 _NO_HEADERS: dict[str, HeaderValue] = {}
+
+
+class Unreadable(Exception):
+    """A row of the file is no message; the text says why, in words that follow "message ...: "."""
 
 
 class NotAll(Exception):
@@ -51,21 +60,17 @@ def row_of(message: Message, now: float, *, max_body_bytes: int) -> Row | Broker
 
 
 def message_in(queue: str, columns: Row) -> Message:
-    """The message in (id, body, headers, priority, due, ...). What cannot be read as one is marked as being none."""
+    """The message in (id, body, headers, priority, due, ...). Raises Unreadable for what no transport has written."""
     message_id, body, headers, priority, due = columns[:MESSAGE_COLUMNS]
-    if type(message_id) is str and type(body) is bytes and type(priority) is int and (not due or type(due) is float):
-        try:
-            return Message(message_id, queue, body, _decoded(headers) if headers else _NO_HEADERS, priority, due)
-        except (ValueError, TypeError, RecursionError) as error:
-            logger.warning("the headers of message %s cannot be read: %s", message_id, error)
-    else:
-        logger.warning("message %s cannot be read: the file holds something else than what was written", message_id)
-    stored = body if isinstance(body, bytes) else text_of(body).encode()
-    return Message(text_of(message_id), queue, stored, _UNREADABLE)
-
-
-_UNREADABLE: dict[str, HeaderValue] = {"content-type": "application/x-ekiden-unreadable"}
-"""No worker takes it for a call: it goes to the dead letters."""
+    if type(body) is not bytes:
+        raise Unreadable(f"its body is {type(body).__name__}, not bytes")
+    if type(message_id) is not str or not message_id:
+        raise Unreadable(f"its id is {message_id!r}")
+    if type(priority) is not int or not LOWEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
+        raise Unreadable(f"its priority is {priority!r}")
+    if due is not None and (type(due) is not float or not 0 <= due <= LATEST_TIME):
+        raise Unreadable(f"the time at which it is due is {due!r}")
+    return Message(message_id, queue, body, _NO_HEADERS if headers is None else _decoded(headers), priority, due)
 
 
 def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> int:
@@ -101,11 +106,19 @@ def _encoded(headers: Any) -> str:
     return encoded
 
 
-def _decoded(headers: str) -> dict[str, HeaderValue]:
+def _decoded(headers: Any) -> dict[str, HeaderValue]:
+    if type(headers) is not str:
+        raise Unreadable(f"its headers are {type(headers).__name__}, not a text")
     try:
-        decoded: dict[str, HeaderValue] = msgspec.json.decode(headers)
+        decoded = msgspec.json.decode(headers)
     except msgspec.DecodeError:
-        decoded = json.loads(headers)
-    if not isinstance(decoded, dict):
-        raise ValueError("they are no object")
+        try:
+            decoded = json.loads(headers)
+        except ValueError as error:
+            raise Unreadable(f"its headers are no JSON: {error}") from error
+    if type(decoded) is not dict:
+        raise Unreadable("its headers are no JSON object")
+    wrong = wrong_header(decoded)
+    if wrong is not None:
+        raise Unreadable(wrong)
     return decoded

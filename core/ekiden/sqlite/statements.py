@@ -9,11 +9,12 @@
     joining      how many members of a join have arrived      arrival   each of them and what it brought
     record       small values under a key
 
-A message is in one of three states, and in the index of that state:
+A message is in one of these states, and in the index of that state:
 
     0 ready      by priority, then age       claim, holder and until are NULL
     1 delayed    by ``until``: when it is due
     2 leased     by ``until``: when the lease ends; ``claim`` is the number of this hand-out, ``holder`` the consumer
+    3 set aside  in none: it could not be read; its ``seq`` is negative
 
 ``due`` is the time the publisher asked for and never changes. ``seq`` is the age. Times are seconds of the wall
 clock. ``ends`` is when a stored thing vanishes; what has ended is treated as absent and deleted a little later.
@@ -27,7 +28,7 @@ APPLICATION_ID = 0x656B646E
 
 FORMAT_VERSION = 1
 
-READY, DELAYED, LEASED = 0, 1, 2
+READY, DELAYED, LEASED, ASIDE = 0, 1, 2, 3
 
 TABLES = (
     """
@@ -94,11 +95,14 @@ REPLY_QUEUES_THAT_EXIST = """
 LOOK = """
     SELECT value,
         EXISTS (SELECT 1 FROM message WHERE state = 0 AND queue = value),
-        (SELECT until FROM message WHERE state = 1 AND queue = value ORDER BY until LIMIT 1),
-        (SELECT until FROM message WHERE state = 2 AND queue = value ORDER BY until LIMIT 1)
+        (SELECT until FROM message WHERE state = 1 AND queue = value AND until < 9e999 ORDER BY until LIMIT 1),
+        (SELECT until FROM message WHERE state = 2 AND queue = value AND until < 9e999 ORDER BY until LIMIT 1)
     FROM json_each(?)
 """
-"""For each queue: whether anything is ready, when the next delayed one is due, when the next lease ends."""
+"""For each queue: whether anything is ready, when the next delayed one is due, when the next lease ends.
+
+9e999 is infinity. Below it are numbers alone, and neither NULL nor texts, which another program may have written.
+"""
 
 MAKE_DUE_READY = """
     UPDATE message SET state = 0, until = NULL WHERE seq IN (
@@ -135,6 +139,22 @@ GIVE_BACK_ALL_OF = """
     UPDATE message SET state = 0, until = NULL, claim = NULL, holder = NULL WHERE state = 2 AND holder = ?
 """
 
+# What cannot be read: it is set aside, below zero, where nobody else looks. The log says which.
+
+SET_ASIDE = """
+    UPDATE message SET state = 3, until = NULL, claim = NULL, holder = NULL,
+        seq = min(0, (SELECT min(seq) FROM message)) - 1
+    WHERE seq = ?
+"""
+WITHOUT_TIME = """
+    SELECT seq, id FROM message WHERE state = 1 AND queue = ?1 AND (until IS NULL OR until >= 9e999)
+    UNION ALL
+    SELECT seq, id FROM message WHERE state = 2 AND queue = ?1 AND (until IS NULL OR until >= '')
+"""
+"""Never due, or held for ever: no number says until when. Texts and blobs are greater than every number."""
+
+COUNT_SET_ASIDE = "SELECT queue, count(*) FROM message WHERE seq < 0 AND state = 3 GROUP BY queue"
+
 # Temporary queues.
 
 KEEP_REPLY_QUEUE = """
@@ -167,12 +187,14 @@ PURGE = (
     _PURGE.format("state = 0"),
     _PURGE.format("state = 1"),
     _PURGE.format("state = 2 AND until <= ?2"),
+    _PURGE.format("state = 3"),
 )
 
 # Broadcasting.
 
 BROADCAST = "INSERT INTO event (topic, at, payload) VALUES (?, ?, ?)"
 NEWEST_EVENT = "SELECT seq FROM sqlite_sequence WHERE name = 'event'"
+NEWEST_EVENT_BEFORE = "SELECT coalesce(max(number), 0) FROM event WHERE at < ?"
 HEAR = "SELECT number, payload FROM event WHERE topic = ? AND number > ? ORDER BY number LIMIT ?"
 TRIM_EVENTS = """
     DELETE FROM event WHERE number IN (SELECT number FROM event ORDER BY number LIMIT 1000)
@@ -182,7 +204,8 @@ TRIM_EVENTS = """
 # Results.
 
 STORED_STATES = """
-    SELECT task_id, state, step, ends FROM result WHERE task_id IN (SELECT value FROM json_each(?))
+    SELECT task_id, state, step, ends IS NULL OR ends > ?2 FROM result
+    WHERE task_id IN (SELECT value FROM json_each(?1))
 """
 DELETE_RESULTS = "DELETE FROM result WHERE task_id IN (SELECT value FROM json_each(?))"
 _INSERT_RESULT = "INSERT INTO result (task_id, state, step, ends, expires, body) VALUES "

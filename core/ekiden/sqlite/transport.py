@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from sqlite3 import Connection
+from typing import Any
 
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed
+from ekiden.locks import release_if_held
 from ekiden.message import DUPLICATE, STORED, Condition, Depth, Message, Published, PublishOutcome, Seen
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import Bells, of_queue, of_topic
 from ekiden.sqlite.consumer import LOOK_AGAIN_SECONDS, SQLiteConsumer
 from ekiden.sqlite.database import Database
-from ekiden.sqlite.location import SQLiteOptions, options_in, path_in
-from ekiden.sqlite.rows import MESSAGE_COLUMNS, NotAll, Row, existing_only, insert, message_in, row_of
+from ekiden.sqlite.location import SQLiteOptions, name_in, options_in, path_in
+from ekiden.sqlite.rows import MESSAGE_COLUMNS, NotAll, Row, Unreadable, existing_only, insert, message_in, row_of
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
 from ekiden.urls import BrokerURL
 
@@ -46,6 +51,7 @@ class SQLiteTransport(Transport):
         self._url = str(url)
         self._database = Database(
             path_in(url),
+            name=name_in(url),
             synchronous=options.synchronous,
             busy_timeout=options.busy_timeout,
             unavailable=BrokerUnavailable,
@@ -96,11 +102,20 @@ class SQLiteTransport(Transport):
     def browse(self, queue: str, *, after: str | None = None, limit: int = 100) -> list[Seen]:
         self._check_open()
         now = time.time()
-        return [
-            Seen(message_in(queue, row), _condition(state, until, now), attempt, str(seq))
-            for row in self._database.read(statements.BROWSE, (queue, int(after) if after else 0, limit))
-            for seq, attempt, state, until in (row[MESSAGE_COLUMNS:],)
-        ]
+        found: list[Seen] = []
+        last = int(after) if after else 0
+        while len(found) < limit:
+            rows = self._database.read(statements.BROWSE, (queue, last, limit - len(found)))
+            for row in rows:
+                last, attempt, state, until = row[MESSAGE_COLUMNS:]
+                condition = _condition(state, until, now)
+                with contextlib.suppress(Unreadable):  # a consumer sets it aside, and says so
+                    message = message_in(queue, row)
+                    if condition is not None and type(attempt) is int:
+                        found.append(Seen(message, condition, attempt, str(last)))
+            if not rows:
+                break
+        return found
 
     def depth(self, queue: str) -> Depth:
         self._check_open()
@@ -113,8 +128,7 @@ class SQLiteTransport(Transport):
         for statement in statements.PURGE:
             more = True
             while more:  # others get their turn between the slices
-                with self._database.write() as connection:
-                    deleted = connection.execute(statement, (queue, time.time(), PURGED_AT_ONCE)).rowcount
+                deleted = self._database.write(partial(_purge_some, statement, queue))
                 purged += deleted
                 more = deleted == PURGED_AT_ONCE
         return purged
@@ -124,11 +138,17 @@ class SQLiteTransport(Transport):
         if not payloads:
             return
         now = time.time()
-        with self._database.write() as connection:
-            connection.executemany(statements.BROADCAST, [(topic, now, payload) for payload in payloads])
-            if time.monotonic() >= self._trim_at:
-                self._trim_at = time.monotonic() + EVENTS_TRIMMED_EVERY_SECONDS
+        events = [(topic, now, payload) for payload in payloads]
+        trims = time.monotonic() >= self._trim_at
+        if trims:
+            self._trim_at = time.monotonic() + EVENTS_TRIMMED_EVERY_SECONDS
+
+        def store(connection: Connection) -> None:
+            connection.executemany(statements.BROADCAST, events)
+            if trims:
                 connection.execute(statements.TRIM_EVENTS, (now - EVENTS_KEPT_SECONDS, EVENTS_KEPT))
+
+        self._database.write(store)
         self._bells.ring((of_topic(topic),))
 
     def listen(self, topic: str) -> Listener:
@@ -136,6 +156,14 @@ class SQLiteTransport(Transport):
         listener = SQLiteListener(self._database, self._bells, topic, left=self._open.discard)
         self._open.add(listener)
         return listener
+
+    def warnings(self, queues: Sequence[str]) -> list[str]:
+        self._check_open()
+        return [
+            f"{count} messages of queue {queue!r} could not be read and were set aside; purging the queue deletes them"
+            for queue, count in self._database.read(statements.COUNT_SET_ASIDE)
+            if queue in queues
+        ]
 
     def close(self) -> None:
         self._closed = True
@@ -153,18 +181,21 @@ class SQLiteTransport(Transport):
 
     def _store(self, rows: list[Row], now: float, deadline: float | None) -> list[int]:
         """Store ``rows`` in one transaction; returns which of them were held already."""
+
+        def store_all(connection: Connection) -> None:
+            wanted = existing_only(connection, rows, now)
+            if insert(connection, wanted) != len(wanted):
+                raise NotAll
+
+        def store_each(connection: Connection) -> set[int]:
+            return {id(row) for row in existing_only(connection, rows, now) if not insert(connection, [row])}
+
         try:
-            with self._database.write(deadline) as connection:
-                wanted = existing_only(connection, rows, now)
-                if insert(connection, wanted) != len(wanted):
-                    raise NotAll
-                return []
+            self._database.write(store_all, deadline)
         except NotAll:
-            pass
-        with self._database.write(deadline) as connection:
-            # One by one, to learn which.
-            held = {id(row) for row in existing_only(connection, rows, now) if not insert(connection, [row])}
+            held = self._database.write(store_each, deadline)  # one by one, to learn which
             return [index for index, row in enumerate(rows) if id(row) in held]
+        return []
 
     def _check_open(self) -> None:
         if self._closed:
@@ -178,35 +209,64 @@ class SQLiteListener(Listener):
         self._left = left
         self._database = database
         self._topic = topic
-        self._receiving = threading.Lock()
+        self._receiving = threading.RLock()
         self._closed = False
         newest = database.read(statements.NEWEST_EVENT)
         self._heard_up_to = newest[0][0] if newest else 0
+        self._heard_at = time.time()
+        self._reopened = database.reopened
+        self._bells = bells
         self._bell = bells.bell((of_topic(topic),))
 
     def receive(self, timeout: float) -> list[bytes]:
         give_up = time.monotonic() + timeout
         if self._closed:
             raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
-        with self._receiving:
-            while not self._closed:
-                events = self._database.read(statements.HEAR, (self._topic, self._heard_up_to, HEARD_AT_ONCE))
-                if events:
-                    self._heard_up_to = events[-1][0]
-                    return [payload for _, payload in events]
-                remaining = give_up - time.monotonic()
-                if remaining <= 0:
-                    break
-                self._bell.wait(min(remaining, LOOK_AGAIN_SECONDS))
-            return []
+        try:
+            with self._receiving:
+                return self._receive(give_up)
+        except BaseException:
+            release_if_held(self._receiving)
+            raise
+
+    def _receive(self, give_up: float) -> list[bytes]:
+        while not self._closed:
+            payloads = self._hear()
+            if payloads:
+                return payloads
+            remaining = give_up - time.monotonic()
+            if remaining <= 0:
+                break
+            self._bell.wait(min(remaining, LOOK_AGAIN_SECONDS))
+        return []
+
+    def _hear(self) -> list[bytes]:
+        now = time.time()
+        events = self._database.read(statements.HEAR, (self._topic, self._heard_up_to, HEARD_AT_ONCE))
+        if self._reopened != self._database.reopened:
+            # The file is another one than before, and counts from elsewhere.
+            self._reopened = self._database.reopened
+            ((self._heard_up_to,),) = self._database.read(statements.NEWEST_EVENT_BEFORE, (self._heard_at,))
+            self._bells.path = self._database.path
+            before, self._bell = self._bell, self._bells.bell((of_topic(self._topic),))
+            before.close()
+            return self._hear()
+        self._heard_at = now
+        if events:
+            self._heard_up_to = events[-1][0]
+        return [payload for _, payload in events if type(payload) is bytes]  # else another program has written it
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._bell.ring()
-        with self._receiving:
-            self._bell.close()
+        try:
+            with self._receiving:
+                self._bell.close()
+        except BaseException:
+            release_if_held(self._receiving)
+            raise
         self._left(self)
 
     def abandon(self) -> None:
@@ -215,7 +275,12 @@ class SQLiteListener(Listener):
         self._bell.abandon()
 
 
-def _condition(state: int, until: float | None, now: float) -> Condition:
-    if until is None or until <= now:
+def _purge_some(statement: str, queue: str, connection: Connection) -> int:
+    return connection.execute(statement, (queue, time.time(), PURGED_AT_ONCE)).rowcount
+
+
+def _condition(state: Any, until: Any, now: float) -> Condition | None:
+    """None for what is in no state that a message can be in."""
+    if state == statements.READY or (until is not None and type(until) is float and until <= now):
         return Condition.READY
-    return Condition.DELAYED if state == statements.DELAYED else Condition.LEASED
+    return {statements.DELAYED: Condition.DELAYED, statements.LEASED: Condition.LEASED}.get(state)

@@ -1,6 +1,6 @@
 """Everybody in this process who waits for results, and the one thread that tells them.
 
-    wait()      asks the file once for ids that are new here, notes them as pending, then sleeps
+    wait()      notes ids that are new here as pending, asks the file for them once, then sleeps
     the thread  is rung when anybody has stored a final result, reads which tasks changed since it last looked
                 (``result.number`` only rises), and wakes those who wait for one of them
 
@@ -14,19 +14,23 @@ moment are told, and the next wait starts another one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 
 import msgspec
 
 from ekiden.errors import BackendError
+from ekiden.locks import release_if_held
 from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 from ekiden.sqlite import statements
 from ekiden.sqlite.bell import RESULTS, Bell, Bells
 from ekiden.sqlite.database import Database
+from ekiden.sqlite.reading import Reading
 from ekiden.states import is_final
 
 logger = safe_logger(__name__)
@@ -39,16 +43,19 @@ THREAD_ENDS_WITHIN_SECONDS = 5.0
 class Waits:
     """The waits of one backend in this process."""
 
-    def __init__(self, database: Database, bells: Bells) -> None:
+    def __init__(self, database: Database, bells: Bells, reading: Reading) -> None:
         self._database = database
         self._bells = bells
-        self._lock = threading.Lock()
+        self._reading = reading
+        self._lock = threading.RLock()
         self._pending: dict[str, float] = {}
+        self._asked: set[str] = set()
         self._waiting: set[_Wait] = set()
         self._seen_up_to = 0
         self._forget_at = math.inf
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
+        self._reopened = 0
         self._closed = False
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
@@ -56,38 +63,26 @@ class Waits:
         if timeout <= 0:
             return self._final(ids)
         wait = _Wait(frozenset(ids))
-        with self._lock:
-            if self._closed:
-                return []
-            if self._thread is None:
-                self._start()
-            now = time.monotonic()
-            new = [task_id for task_id in wait.ids if task_id not in self._pending]
-            self._pending.update(dict.fromkeys(wait.ids, now))
-            self._waiting.add(wait)
         try:
-            final = self._final(new)
-            if final:
-                self._deliver(final)
-            wait.woken.wait(min(timeout, threading.TIMEOUT_MAX))
+            self._wait(wait, timeout)
+        except BaseException:
+            release_if_held(self._lock)
+            raise
         finally:
-            with self._lock:
-                self._waiting.discard(wait)
+            self._waiting.discard(wait)
         if wait.error is not None:
             raise wait.error
         return list(wait.found.values())
 
     def wake(self) -> None:
         """End every wait in progress."""
-        with self._lock:
-            for wait in self._waiting:
-                wait.woken.set()
+        for wait in self._waiting.copy():
+            wait.woken.put(None)
 
     def close(self) -> None:
         """End every wait, and the thread."""
-        with self._lock:
-            self._closed = True
-            thread, bell = self._thread, self._bell
+        self._closed = True
+        thread, bell = self._thread, self._bell
         self.wake()
         if thread is not None and bell is not None:
             bell.ring()
@@ -103,7 +98,29 @@ class Waits:
         if not ids:
             return []
         rows = self._database.read(statements.STORED_RESULTS, (msgspec.json.encode(ids).decode(), time.time()))
-        return [StoredResult(*row) for row in rows if is_final(row[1])]
+        return [result for result in self._reading.results(rows).values() if is_final(result.state)]
+
+    def _wait(self, wait: _Wait, timeout: float) -> None:
+        with self._lock:
+            if self._is_closed():
+                return
+            if self._thread is None or not self._thread.is_alive():
+                self._start()
+            now = time.monotonic()
+            new = wait.ids - self._asked
+            self._pending.update(dict.fromkeys(wait.ids, now))
+            self._waiting.add(wait)
+        final = self._final(list(new))
+        with self._lock:
+            self._asked.update(new & self._pending.keys())
+        if final:
+            self._deliver(final)
+        if not self._is_closed():
+            with contextlib.suppress(Empty):
+                wait.woken.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     # The thread.
 
@@ -111,43 +128,44 @@ class Waits:
         """The caller holds the lock."""
         newest = self._database.read(statements.NEWEST_RESULT)
         self._seen_up_to = newest[0][0] if newest else 0
-        bell = self._bells.bell((RESULTS,))
-        thread = threading.Thread(target=self._run, args=(bell,), name="ekiden-sqlite-results", daemon=True)
+        self._reopened = self._database.reopened
+        self._bell = self._bells.bell((RESULTS,))
         self._forget_at = time.monotonic() + PENDING_KEPT_SECONDS
-        try:
-            thread.start()
-        except BaseException:
-            bell.close()
-            raise
-        self._thread, self._bell = thread, bell
+        # Known before it runs: whoever is interrupted in ``start`` leaves no thread behind that nobody knows.
+        self._thread = threading.Thread(target=self._run, name="ekiden-sqlite-results", daemon=True)
+        self._thread.start()
 
-    def _run(self, bell: Bell) -> None:
+    def _run(self) -> None:
         try:
-            self._tell_until_closed(bell)
+            self._tell_until_closed()
         except BaseException as error:
             logger.critical("the thread that waits for results has failed: %r", error, exc_info=error)
             failed = BackendError(f"The thread that waits for results has failed: {error!r}; ask again.")
             failed.__cause__ = error
             with self._lock:
-                self._thread = self._bell = None
+                self._thread = None
                 self._pending.clear()  # of what was pending the next thread knows nothing
+                self._asked.clear()
                 self._fail(failed)
         finally:
-            bell.close()
+            if self._bell is not None:
+                self._bell.close()
 
-    def _tell_until_closed(self, bell: Bell) -> None:
-        while not self._closed:
-            bell.wait(LOOK_AGAIN_SECONDS)
+    def _tell_until_closed(self) -> None:
+        while not self._closed and self._bell is not None:
+            self._bell.wait(LOOK_AGAIN_SECONDS)
             try:
                 self._tell()
             except BackendError as error:
-                with self._lock:
-                    self._fail(error)
+                self._fail(error)
                 time.sleep(LOOK_AGAIN_SECONDS)
 
     def _tell(self) -> None:
         """Wake those who wait for what has become final since the last time."""
         changed = self._database.read(statements.CHANGED_RESULTS, (self._seen_up_to,))
+        if self._reopened != self._database.reopened:
+            self._begin_anew()
+            return
         now = time.monotonic()
         if changed:
             with self._lock:
@@ -157,34 +175,49 @@ class Waits:
         if now >= self._forget_at:
             self._forget(now)
 
+    def _begin_anew(self) -> None:
+        """The file is another one than before, and counts from elsewhere: ask it for everything that is waited for."""
+        self._reopened = self._database.reopened
+        newest = self._database.read(statements.NEWEST_RESULT)
+        self._seen_up_to = newest[0][0] if newest else 0
+        with self._lock:
+            pending = list(self._pending)
+        self._deliver(self._final(pending))
+        self._bells.path = self._database.path
+        before, self._bell = self._bell, self._bells.bell((RESULTS,))
+        if before is not None:
+            before.close()
+
     def _deliver(self, results: Sequence[StoredResult]) -> None:
         """Give final results to everybody who waits for them."""
         final = {result.task_id: result for result in results}
         with self._lock:
-            for wait in self._waiting:
+            for wait in self._waiting.copy():
                 mine = final.keys() & wait.ids
                 if mine:
                     wait.found.update((task_id, final[task_id]) for task_id in mine)
-                    wait.woken.set()
+                    wait.woken.put(None)
             for task_id in final:
                 self._pending.pop(task_id, None)
+            self._asked -= final.keys()
 
     def _forget(self, now: float) -> None:
         """Stop following what nobody has waited for lately."""
         self._forget_at = now + PENDING_KEPT_SECONDS
         with self._lock:
-            waited_for = frozenset[str]().union(*(wait.ids for wait in self._waiting))
+            waited_for = frozenset[str]().union(*(wait.ids for wait in self._waiting.copy()))
             self._pending = {
                 task_id: asked
                 for task_id, asked in self._pending.items()
                 if task_id in waited_for or asked > now - PENDING_KEPT_SECONDS
             }
+            self._asked &= self._pending.keys()
 
     def _fail(self, error: BackendError) -> None:
-        """Tell everybody who waits. The caller holds the lock."""
-        for wait in self._waiting:
+        """Tell everybody who waits."""
+        for wait in self._waiting.copy():
             wait.error = error
-            wait.woken.set()
+            wait.woken.put(None)
 
 
 class _Wait:
@@ -196,4 +229,5 @@ class _Wait:
         self.ids = ids
         self.found: dict[str, StoredResult] = {}
         self.error: BackendError | None = None
-        self.woken = threading.Event()
+        # Not an Event, whose own lock an exception out of a signal handler can leave in disorder.
+        self.woken: SimpleQueue[None] = SimpleQueue()
