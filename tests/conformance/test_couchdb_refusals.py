@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -32,9 +33,10 @@ from ekiden.transport import Consumer, Transport
 from ekiden.urls import parse_url
 
 from tests.servers.certificates import Certificates
-from tests.servers.couchdb import CouchDBServer
+from tests.servers.couchdb import CouchDBServer, GivenCouchDB, remove_databases
 from tests.servers.couchdb_cluster import CouchDBCluster, playing
 from tests.servers.couchdb_http import ADMIN
+from tests.servers.discovery import COUCHDB_VARIABLE
 from tests.servers.places import own_prefix, with_path
 from tests.servers.processes import HOST, free_port
 from tests.servers.running import running
@@ -44,6 +46,9 @@ BOUNDED_SECONDS = 5.0
 """Every refusal has come by then, with ``timeout=1`` in the URL."""
 
 ADMINISTRATOR, USER, PASSWORD = "administrator", "jane", "s3cret"
+"""At a server of these tests' own; at one that TESTS_COUCHDB_URL names, the administrator is the URL's."""
+
+SESSION_SECONDS = 2
 
 
 @pytest.fixture
@@ -51,16 +56,24 @@ def queue() -> str:
     return f"queue-{new_id()}"
 
 
+Server = CouchDBServer | GivenCouchDB
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchDBServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with an administrator and a user who is nothing but a user; sessions end after a moment.
 
     pouchdb-server counts whole seconds, rounded, and begins a session for each request with a password: if they lasted
     one second, some would be over at once. It then takes who asks for nobody, and crashes when nobody asks for a new
     database.
     """
+    if named := os.environ.get(COUCHDB_VARIABLE):
+        given = GivenCouchDB(named)
+        with given.with_user(USER, PASSWORD, session_seconds=SESSION_SECONDS):
+            yield given
+        return
     directory = tmp_path_factory.mktemp("couchdb-refusals")
-    configuration = {"admins": {ADMINISTRATOR: PASSWORD}, "couch_httpd_auth": {"timeout": 2}}
+    configuration = {"admins": {ADMINISTRATOR: PASSWORD}, "couch_httpd_auth": {"timeout": SESSION_SECONDS}}
     (directory / "config.json").write_text(json.dumps(configuration))
     with running(lambda: CouchDBServer(directory, in_memory=True, username=ADMINISTRATOR, password=PASSWORD)) as server:
         with server.client() as client:
@@ -69,9 +82,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchDBServer]:
 
 
 @pytest.fixture
-def place(server: CouchDBServer) -> str:
+def place(server: Server) -> Iterator[str]:
     """Where nobody has been, for the administrator."""
-    return with_path(server.url, own_prefix())
+    prefix = own_prefix()
+    yield with_path(server.url, prefix)
+    remove_databases(server.url, prefix)
 
 
 @contextmanager
@@ -129,10 +144,9 @@ class TestWhoMayNot:
     @pytest.mark.parametrize(
         ("username", "password"), [(ADMINISTRATOR, f"{PASSWORD}-wrong"), ("nobody", PASSWORD), (USER, "")]
     )
-    def test_a_wrong_name_or_password_is_said(
-        self, server: CouchDBServer, username: str, password: str, session: str
-    ) -> None:
-        error = complaint(server.url_as(username, password) + session)
+    def test_a_wrong_name_or_password_is_said(self, server: Server, username: str, password: str, session: str) -> None:
+        name = server.username if username == ADMINISTRATOR else username
+        error = complaint(server.url_as(name, password) + session)
 
         assert isinstance(error, BrokerRefused)
         assert "refused the user name or the password" in str(error)
@@ -148,10 +162,11 @@ class TestWhoMayNot:
 
     @pytest.mark.parametrize("session", ["", "?auth=session"], ids=["basic", "session"])
     def test_a_user_without_administrators_rights_can_work_where_the_databases_are(
-        self, server: CouchDBServer, place: str, queue: str, session: str
+        self, server: Server, place: str, queue: str, session: str
     ) -> None:
-        with open_transport(place) as transport:
+        with open_transport(place) as transport, server.client() as client:
             assert goes_through(transport, queue)
+            client.permit(USER, parse_url(place).path)  # CouchDB makes databases for administrators only
 
         with open_transport(with_path(server.url_as(USER, PASSWORD), parse_url(place).path) + session) as transport:
             assert goes_through(transport, queue)
@@ -297,7 +312,7 @@ class TestWhereNobodyIs:
         assert isinstance(error, BrokerUnavailable)
         assert "did not answer within 1 s" in str(error)
 
-    def test_the_next_of_several_hosts_is_asked(self, server: CouchDBServer, place: str, queue: str) -> None:
+    def test_the_next_of_several_hosts_is_asked(self, server: Server, place: str, queue: str) -> None:
         several = place.replace(f"{HOST}:{server.port}", f"{HOST}:{free_port()},{HOST}:{server.port}")
 
         with open_transport(several) as transport:
@@ -346,7 +361,7 @@ class TestWhatIsNotCouchDB:
 
 class TestTLS:
     @pytest.fixture
-    def front(self, server: CouchDBServer, certificates: Certificates) -> Iterator[TLSFront]:
+    def front(self, server: Server, certificates: Certificates) -> Iterator[TLSFront]:
         with TLSFront(server.port, certificates) as front:
             yield front
 
@@ -355,7 +370,7 @@ class TestTLS:
         return f"couchdbs://{parsed.username}:{parsed.password}@{HOST}:{front.port}/{parsed.path}?{options}"
 
     def test_it_works_with_the_authority_and_with_a_certificate_of_ours(
-        self, server: CouchDBServer, certificates: Certificates, place: str, queue: str
+        self, server: Server, certificates: Certificates, place: str, queue: str
     ) -> None:
         options = f"cafile={certificates.authority}&certfile={certificates.client}&keyfile={certificates.client_key}"
         with (
@@ -455,9 +470,7 @@ class TestWhatIsTooLarge:
                 assert consumer.settle([Ending(held[1])]) == [SETTLED]
 
 
-def test_a_database_that_is_lost_under_a_running_transport_is_made_anew(
-    server: CouchDBServer, place: str, queue: str
-) -> None:
+def test_a_database_that_is_lost_under_a_running_transport_is_made_anew(server: Server, place: str, queue: str) -> None:
     message = a_message(queue, b"after")
     with open_transport(place) as transport:
         assert goes_through(transport, queue)
@@ -476,9 +489,7 @@ def test_a_database_that_is_lost_under_a_running_transport_is_made_anew(
             assert bodies(consumer.receive(1, 5.0)) == [b"after"]
 
 
-def test_what_another_has_written_into_the_database_is_left_alone(
-    server: CouchDBServer, place: str, queue: str
-) -> None:
+def test_what_another_has_written_into_the_database_is_left_alone(server: Server, place: str, queue: str) -> None:
     with open_transport(place) as transport:
         transport.publish([a_message(queue, b"first", priority=9)])
         with server.client() as client:

@@ -7,6 +7,8 @@ or runs in a container: to install and start one takes more than a test should.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,6 +70,46 @@ class CouchDBServer(ServerProcess):
         return answers(HOST, self.port) and couchdb_answers(self.url)
 
 
+class GivenCouchDB:
+    """A server that is there, of this host, as its administrator, whose name and password the URL holds."""
+
+    def __init__(self, url: str) -> None:
+        parsed = parse_url(url)
+        assert parsed.username, f"{parsed} names no administrator; these tests need one"
+        self.url = url
+        self.username = parsed.username
+        self.password = parsed.password or ""
+        self.host = parsed.hosts[0].name
+        self.port = parsed.hosts[0].port or 5984
+
+    def url_as(self, username: str | None, password: str | None) -> str:
+        """The same, for another user."""
+        credentials = f"{quote(username, safe='')}:{quote(password or '', safe='')}@" if username else ""
+        return f"couchdb://{credentials}{self.host}:{self.port}/"
+
+    def client(self) -> CouchDBClient:
+        """What the test itself asks; close it, or use it in a ``with`` block."""
+        return CouchDBClient(self.url)
+
+    @contextmanager
+    def with_user(self, username: str, password: str, *, session_seconds: int) -> Iterator[None]:
+        """There is a user who is nothing but a user, and sessions end after so long."""
+        setting = "/_node/_local/_config/chttpd_auth/timeout"
+        with self.client() as client:
+            status, before = client.request("GET", setting)
+            client.request("PUT", setting, str(session_seconds))
+            client.add_user(username, password)
+        try:
+            yield
+        finally:
+            with self.client() as client:
+                if status == 200:
+                    client.request("PUT", setting, before)
+                else:
+                    client.request("DELETE", setting)
+                client.remove_user(username)
+
+
 class CouchDBClient:
     """Requests to the CouchDB of a URL, as its user."""
 
@@ -100,6 +142,20 @@ class CouchDBClient:
         user = {"name": username, "password": password, "roles": [], "type": "user"}
         status, said = self.request("PUT", f"/_users/org.couchdb.user:{quote(username, safe='')}", user)
         assert status == 201, said
+
+    def remove_user(self, username: str) -> None:
+        """Have there be no such user."""
+        path = f"/_users/org.couchdb.user:{quote(username, safe='')}"
+        status, said = self.request("GET", path)
+        if status == 200:
+            self.request("DELETE", f"{path}?rev={said['_rev']}")
+
+    def permit(self, username: str, prefix: str) -> None:
+        """Make somebody a member of every database whose name begins with ``prefix``."""
+        for name in self.databases(prefix):
+            security = {"members": {"names": [username], "roles": []}, "admins": {"names": [], "roles": ["_admin"]}}
+            status, said = self.request("PUT", f"/{quote(name, safe='')}/_security", security)
+            assert status == 200, said
 
     def close(self) -> None:
         """Close its connections."""

@@ -18,10 +18,9 @@ from ekiden_couchdb import CouchDBBackend, joins, quorum
 from ekiden_couchdb.client import BulkOutcome, Client
 from ekiden_couchdb.store_documents import LARGE_BYTES, escaped, task_document
 
-from tests.servers.couchdb import CouchDBClient, CouchDBServer
+from tests.servers.couchdb import CouchDBClient
 from tests.servers.couchdb_cluster import NOT_HEARD_OF, CouchDBCluster, playing
 from tests.servers.couchdb_http import ADMIN
-from tests.servers.running import running
 from tests.working import PATIENCE, eventually
 
 pytestmark = pytest.mark.slow  # each asks a server that takes its time
@@ -29,35 +28,33 @@ pytestmark = pytest.mark.slow  # each asks a server that takes its time
 DAY = 86400.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchDBServer]:
-    """A server that only these tests use."""
-    with running(lambda: CouchDBServer(tmp_path_factory.mktemp("couchdb"), in_memory=True)) as server:
-        yield server
-
-
 @pytest.fixture
-def client(server: CouchDBServer) -> Iterator[CouchDBClient]:
+def client(couchdb_url: str) -> Iterator[CouchDBClient]:
     """For looking at the server."""
-    with server.client() as client:
+    with CouchDBClient(couchdb_url) as client:
         yield client
 
 
 @pytest.fixture
-def prefix() -> str:
-    return f"test-{new_id()}"
+def prefix(couchdb_place: str) -> str:
+    return parse_url(couchdb_place).path
 
 
 @pytest.fixture
-def store(server: CouchDBServer, prefix: str) -> Iterator[CouchDBBackend]:
-    with CouchDBBackend(parse_url(f"{server.url}{prefix}?timeout=5")) as store:
+def url(couchdb_place: str) -> str:
+    return f"{couchdb_place}{'&' if '?' in couchdb_place else '?'}timeout=5"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[CouchDBBackend]:
+    with CouchDBBackend(parse_url(url)) as store:
         yield store
 
 
 @pytest.fixture
-def waiter(server: CouchDBServer, prefix: str) -> Iterator[CouchDBBackend]:
+def waiter(url: str) -> Iterator[CouchDBBackend]:
     """The same store in another process, as it were."""
-    with CouchDBBackend(parse_url(f"{server.url}{prefix}?timeout=5")) as store:
+    with CouchDBBackend(parse_url(url)) as store:
         yield store
 
 
@@ -462,16 +459,35 @@ def test_what_a_node_has_not_heard_of_yet_is_tried_again(
 # What the doctor says.
 
 
-def test_the_doctor_tells_what_grows_for_ever(store: CouchDBBackend) -> None:
-    store.put([success()])
-    store.write("a", b"1")
+def test_the_doctor_tells_what_grows_for_ever(cluster: CouchDBCluster) -> None:
+    cluster.users.update({"worker": ("secret", ()), "admin": ("secret", (ADMIN,))})
+    with CouchDBBackend(parse_url(cluster.url("p", user="admin", options="?n=3"))) as root:
+        root.put([success()])
+        root.write("a", b"1")
+        assert root.warnings() == []
+        for database in ("p-results", "p-records"):
+            root._client.ask("PUT", f"/{database}/_security", {"members": {"names": ["worker"]}})
+    cluster.purges_permitted = False
 
-    told = store.warnings()
+    with CouchDBBackend(parse_url(cluster.url("p", user="worker", options="?n=3"))) as store:
+        told = store.warnings()
 
-    assert [
-        word for word in ("not CouchDB", "-results", "-records", "administrator") if word not in " ".join(told)
-    ] == []
+    for database in ("p-results", "p-records"):
+        assert len([sentence for sentence in told if database in sentence and "never deleted" in sentence]) == 1
+        assert len([sentence for sentence in told if database in sentence and "tombstone" in sentence]) == 1
     assert all(sentence.endswith(".") and "CouchDB at" in sentence for sentence in told)
+
+
+def test_the_doctor_tells_what_only_speaks_like_couchdb(
+    store: CouchDBBackend, client: CouchDBClient, cluster: CouchDBCluster, clustered: CouchDBBackend
+) -> None:
+    _, said = client.request("GET", "/")
+
+    told = [sentence for sentence in store.warnings() if "not CouchDB" in sentence]
+
+    assert (told == []) is ("couchdb" in said)
+    cluster.fail("GET", "^/$", 200, body={"express-pouchdb": "Welcome!", "version": "4.2.0"}, times=100)
+    assert [sentence for sentence in clustered.warnings() if "it is express-pouchdb, not CouchDB" in sentence]
 
 
 def test_a_healthy_cluster_needs_nothing_but_a_missing_node_is_told(

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 import pytest
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportClosed
-from ekiden.message import new_id
 from ekiden.testing.conformance.fixtures import let_it_wait
 from ekiden.testing.conformance.pace import assert_quick
 from ekiden.testing.proxy import Proxy
@@ -22,10 +21,9 @@ from ekiden_couchdb.listener import CouchDBListener, broadcast
 from ekiden_couchdb.ringing import Ringer
 from ekiden_couchdb.signals import Signals, Waiter
 
-from tests.servers.couchdb import CouchDBClient, CouchDBServer
+from tests.servers.couchdb import CouchDBClient
 from tests.servers.couchdb_cluster import CouchDBCluster, playing
 from tests.servers.couchdb_http import ADMIN
-from tests.servers.running import running
 from tests.working import PATIENCE, eventually
 
 pytestmark = pytest.mark.slow  # each asks a server that takes its time
@@ -33,23 +31,23 @@ pytestmark = pytest.mark.slow  # each asks a server that takes its time
 LONG_AGO = "20200101"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchDBServer]:
-    """A server that only these tests use."""
-    with running(lambda: CouchDBServer(tmp_path_factory.mktemp("couchdb"), in_memory=True)) as server:
-        yield server
-
-
 @pytest.fixture
-def looking(server: CouchDBServer) -> Iterator[CouchDBClient]:
+def looking(couchdb_url: str) -> Iterator[CouchDBClient]:
     """For looking at the server."""
-    with server.client() as client:
+    with CouchDBClient(couchdb_url) as client:
         yield client
 
 
 @pytest.fixture
-def url(server: CouchDBServer) -> str:
-    return f"{server.url}test-{new_id()}?timeout=3"
+def url(couchdb_place: str) -> str:
+    return f"{couchdb_place}{'&' if '?' in couchdb_place else '?'}timeout=3"
+
+
+@pytest.fixture
+def proxy(couchdb_url: str) -> Iterator[Proxy]:
+    host = parse_url(couchdb_url).hosts[0]
+    with Proxy(host.name, host.port or 5984) as proxy:
+        yield proxy
 
 
 Opened = Callable[[str], Client]
@@ -148,7 +146,7 @@ def test_of_many_rings_the_last_is_heard_and_few_are_written(
 
     _, said = looking.request("GET", f"/{client.database('signals')}")
     assert said["doc_count"] == 1
-    assert said["update_seq"] < 50
+    assert int(str(said["update_seq"]).partition("-")[0]) < 50  # CouchDB's is a text that begins with a number
 
 
 def test_processes_that_take_the_same_document_move_apart(
@@ -209,24 +207,22 @@ def test_the_feed_lives_while_somebody_waits(signals: Signals) -> None:
     eventually(lambda: not threads_called("ekiden-couchdb-signals"), what="the feed ended")
 
 
-def test_closing_is_quick_also_while_the_server_is_silent(server: CouchDBServer, opened: Opened) -> None:
-    with Proxy("127.0.0.1", server.port) as proxy:
-        signals = Signals(opened(proxy.through(f"{server.url}test-{new_id()}")))
-        waiter = signals.waiter(["a"])
-        assert waiter.wait(PATIENCE)
-        with proxy.frozen():
-            proxy.cut()
-            let_it_wait(0.3)
-            began = time.monotonic()
-            signals.close()
+def test_closing_is_quick_also_while_the_server_is_silent(proxy: Proxy, opened: Opened, couchdb_place: str) -> None:
+    signals = Signals(opened(proxy.through(couchdb_place)))
+    waiter = signals.waiter(["a"])
+    assert waiter.wait(PATIENCE)
+    with proxy.frozen():
+        proxy.cut()
+        let_it_wait(0.3)
+        began = time.monotonic()
+        signals.close()
 
-            assert_quick(time.monotonic() - began, 2.0)
-            assert threads_called("ekiden-couchdb-signals") == []
+        assert_quick(time.monotonic() - began, 2.0)
+        assert threads_called("ekiden-couchdb-signals") == []
 
 
-def test_after_a_cut_rings_are_heard_again(server: CouchDBServer, opened: Opened, url: str, elsewhere: Signals) -> None:
+def test_after_a_cut_rings_are_heard_again(proxy: Proxy, opened: Opened, url: str, elsewhere: Signals) -> None:
     with (
-        Proxy("127.0.0.1", server.port) as proxy,
         closing(Signals(opened(proxy.through(url)))) as signals,
         closing(signals.waiter(["a"])) as waiter,
     ):
@@ -286,10 +282,9 @@ def hear(listener: CouchDBListener, count: int) -> list[bytes]:
 
 
 def test_a_listener_that_was_cut_off_hears_what_was_broadcast_meanwhile(
-    server: CouchDBServer, opened: Opened, url: str, client: Client
+    proxy: Proxy, opened: Opened, url: str, client: Client
 ) -> None:
     with (
-        Proxy("127.0.0.1", server.port) as proxy,
         closing(CouchDBListener(opened(proxy.through(url)), "topic", left=lambda _: None)) as listener,
     ):
         for number in range(3):
@@ -308,16 +303,15 @@ def test_a_broadcast_of_many_large_payloads_keeps_its_order(client: Client, list
     assert hear(listener, 12) == payloads
 
 
-def test_a_listener_at_a_server_that_is_gone_says_so(server: CouchDBServer, opened: Opened) -> None:
-    with Proxy("127.0.0.1", server.port) as proxy:
-        url = proxy.through(f"{server.url}test-{new_id()}?timeout=1")
-        with closing(CouchDBListener(opened(url), "topic", left=lambda _: None)) as listener, proxy.frozen():
-            proxy.cut()
-            began = time.monotonic()
-            with pytest.raises(BrokerUnavailable):
-                listener.receive(30.0)
+def test_a_listener_at_a_server_that_is_gone_says_so(proxy: Proxy, opened: Opened, couchdb_place: str) -> None:
+    url = proxy.through(f"{couchdb_place}{'&' if '?' in couchdb_place else '?'}timeout=1")
+    with closing(CouchDBListener(opened(url), "topic", left=lambda _: None)) as listener, proxy.frozen():
+        proxy.cut()
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            listener.receive(30.0)
 
-            assert time.monotonic() - began < 6.0
+        assert time.monotonic() - began < 6.0
 
 
 def test_a_closed_listener_leaves_no_thread(client: Client) -> None:
