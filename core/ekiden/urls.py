@@ -83,7 +83,8 @@ class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
         for name in self.options:
             value = getattr(found, name, None)
             if isinstance(value, float | int) and not -_LARGEST <= value <= _LARGEST:  # NaN is not within either
-                raise ConfigurationError(f"{self}: {name} cannot be {shown(value)}; write a smaller number.")
+                unit = " of seconds" if "timeout" in name else ""
+                raise ConfigurationError(f"{self}: {name} is a number{unit}, and {shown(value)} cannot be one.")
         return found
 
 

@@ -39,7 +39,7 @@ for line in sys.stdin:
         print(error, flush=True)
 """
 
-MODULES = {"sqlite": "ekiden.sqlite", "memory": "ekiden.memory", "spool": "examples.spool"}
+MODULES = {"sqlite": "ekiden.sqlite", "spool": "examples.spool"}
 
 
 def opened(url: str) -> Transport:
@@ -54,7 +54,6 @@ class Ground:
         self.module = MODULES[kind]
         self.url = {
             "sqlite": f"sqlite:///{directory}/x.db?busy_timeout=0.5",
-            "memory": f"memory://{new_id()}",
             "spool": f"spool:///{directory}/x.json",
         }[kind]
         self.transport = opened(self.url)
@@ -72,12 +71,11 @@ class Ground:
 
     def assert_others_can_write(self) -> None:
         """Another process, and another thread of this one."""
-        if self.kind != "memory":
-            assert self._other.stdin is not None
-            assert self._other.stdout is not None
-            self._other.stdin.write(f"{self.url}\n")
-            self._other.stdin.flush()
-            assert self._other.stdout.readline() == "stored\n"
+        assert self._other.stdin is not None
+        assert self._other.stdout is not None
+        self._other.stdin.write(f"{self.url}\n")
+        self._other.stdin.flush()
+        assert self._other.stdout.readline() == "stored\n"
         in_time = threading.Event()
 
         def write() -> None:
@@ -125,8 +123,8 @@ def ground(kind: str, tmp_path: Path, other_process: subprocess.Popen[str]) -> I
     ground.close()
 
 
-every_kind = pytest.mark.parametrize("kind", ["sqlite", "memory", "spool"])
-with_results = pytest.mark.parametrize("kind", ["sqlite", "memory"])
+every_kind = pytest.mark.parametrize("kind", ["sqlite", "spool"])
+with_results = pytest.mark.parametrize("kind", ["sqlite"])
 
 
 @every_kind

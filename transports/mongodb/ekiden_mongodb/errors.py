@@ -79,10 +79,10 @@ _MAY_WORK_LATER = {
 }
 
 _TAKES_NO_SUCH_VALUE = {
-    10334: "takes no document so large",
+    10334: "takes no document above 16 MiB",
     17280: "takes no index entry so long: the name of a queue, or an id, is too long",
-    17419: "takes no document so large",
-    17420: "takes no document so large",
+    17419: "takes no document above 16 MiB",
+    17420: "takes no document above 16 MiB",
 }
 """What is about one document alone, and not about the server."""
 

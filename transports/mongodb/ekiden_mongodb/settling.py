@@ -33,7 +33,7 @@ from ekiden_mongodb.publishing import Prepared, Publisher
 TRANSACTION_BYTES = 4 * 1024 * 1024
 """About how much one transaction stores at most, if it is more than one ending's."""
 
-_LONGEST_DELAY_SECONDS = LATEST_MS / 1000
+_CLOCKS_DIFFER_SECONDS = 3600.0
 """Since 1970, so that what is released for longer is due at the end of time."""
 
 _LONGEST_PAUSE_SECONDS = 0.05
@@ -117,8 +117,9 @@ class Settler:
         fewer = {"$max": [0, {"$subtract": [ATTEMPTS, 1]}]}
         changes: list[Document] = [] if keep_attempt else [{"$set": {"n": fewer}}]
         if delay > 0:
-            later = {"$add": ["$$NOW", math.ceil(min(delay, _LONGEST_DELAY_SECONDS) * 1000)]}
-            changes.append({"$set": {"w": {"$min": [DatetimeMS(LATEST_MS), later]}}})
+            longest = LATEST_MS / 1000 - self._client.server_time()  # dates end with the year 9999
+            later = {"$add": ["$$NOW", math.ceil(min(delay, longest - _CLOCKS_DIFFER_SECONDS) * 1000)]}
+            changes.append({"$set": {"w": later}})
         self._give_back(self._by_document(deliveries), [*changes, *GIVEN_BACK])
 
     def give_back(self, ids_by_token: dict[str, list[str]]) -> None:

@@ -38,6 +38,7 @@ logger = safe_logger("ekiden_rabbitmq")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 PAUSE_OF_A_CALLER_SECONDS = 0.5
+LONGEST_SILENCE_SECONDS = 5.0
 """A caller who waits brings the next attempt forward to this."""
 
 BROKER_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, TransportError, OSError)
@@ -202,6 +203,9 @@ class Connection:
             self.io.survived(error, doing=f"connecting for {self.name}")
             self._attempted(BrokerUnavailable(f"The connection for {self.name} cannot be set up: {error!r}."))
             return
+        for one in parameters:
+            # For one address of the host: a silent one leaves time for the next.
+            one.socket_timeout = min((one.socket_timeout or LONGEST_SILENCE_SECONDS) / 3, LONGEST_SILENCE_SECONDS)
         connect(
             random.sample(parameters, len(parameters)),
             self.io.loop,

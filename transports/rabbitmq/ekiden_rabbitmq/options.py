@@ -20,7 +20,6 @@ LONGEST_EXPIRY_SECONDS = 49 * 24 * 3600.0
 """Below the 2**32 milliseconds that every version of the server takes."""
 
 _SHORT_STRING_BYTES = 255
-_LONGEST_SILENCE_SECONDS = 5.0
 _TLS_OPTIONS = ("cafile", "certfile", "keyfile", "verify", "server_hostname")
 
 
@@ -100,8 +99,7 @@ def connection_parameters(url: BrokerURL, options: RabbitMQOptions, *, purpose: 
             virtual_host=virtual_host,
             credentials=pika.PlainCredentials(username, password),
             heartbeat=options.heartbeat,
-            # For one address of the host: a silent one leaves time for the next.
-            socket_timeout=min(options.timeout / 3, _LONGEST_SILENCE_SECONDS),
+            socket_timeout=options.timeout,
             stack_timeout=options.timeout,
             # A blocked connection is noticed by the deadline of each call; closing it would only lose what it holds.
             blocked_connection_timeout=None,
