@@ -18,7 +18,6 @@ from functools import partial
 from typing import TypeVar
 
 import msgspec
-from bson.datetime_ms import DatetimeMS
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportError
 from ekiden.message import LOST, SETTLED, Delivery, Ending, Published, PublishOutcome, Settled, SettleOutcome
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
