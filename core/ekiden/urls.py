@@ -84,7 +84,7 @@ class BrokerURL(msgspec.Struct, frozen=True, repr_omit_defaults=True):
             value = getattr(found, name, None)
             if isinstance(value, float | int) and not -_LARGEST <= value <= _LARGEST:  # NaN is not within either
                 unit = " of seconds" if "timeout" in name else ""
-                raise ConfigurationError(f"{self}: {name} is a number{unit}, and {shown(value)} cannot be one.")
+                raise ConfigurationError(f"{self}: {name} cannot be {shown(value)}; {name} is a number{unit}.")
         return found
 
 
