@@ -284,8 +284,9 @@ class RpcConformance:
         result = caller.send_task("count", ignore_result=True)
 
         eventually(lambda: shop.done == ["count"], what="it is worked off")  # type: ignore[attr-defined]
+        assert result.get(PATIENCE) is None
         with pytest.raises(UnknownResult, match="ignore_result"):
-            result.get(PATIENCE)
+            caller.AsyncResult(result.id).get(PATIENCE)
 
     @pytest.mark.usefixtures("worker")
     def test_results_are_kept_for_as_long_as_the_worker_says(self, shop: Ekiden, caller: Ekiden) -> None:

@@ -15,6 +15,7 @@ from ekiden.errors import BrokerUnavailable, TransportError
 from ekiden.message import STORED, Ending, Message, new_id
 from ekiden.plugins import open_backend, open_transport
 from ekiden.results import Backend, StoredResult
+from ekiden.sqlite.bell import _directory_for
 from ekiden.testing.conformance.fixtures import eventually
 from ekiden.transport import Transport
 
@@ -292,7 +293,7 @@ def test_what_was_in_hand_is_lost_or_settled_and_nothing_else(
 
 def test_removed_bells_are_hung_up_again(path: Path, sender: Transport, worker: Transport) -> None:
     consumer = worker.consumer(["queue"], lease=60, prefetch=10_000, name="worker")
-    bells = Path(f"{path}-bells")
+    bells = Path(_directory_for(str(path)))
     assert consumer.receive(1, 0.1) == []
     assert list(bells.iterdir())
     shutil.rmtree(bells)

@@ -232,7 +232,9 @@ def _foreign(table: dict[str, Any], counters: tuple[str, ...]) -> dict[str, Head
 def _is_header(value: object) -> bool:
     if type(value) is float:
         return math.isfinite(value)
-    return value is None or type(value) in {str, int, bool}
+    if type(value) is int:
+        return -(2**63) <= value < 2**63  # a timestamp of AMQP has no sign
+    return value is None or type(value) in {str, bool}
 
 
 def _bounded(message_id: str, headers: Mapping[str, HeaderValue]) -> tuple[str, Mapping[str, HeaderValue]]:
