@@ -83,7 +83,9 @@ class Signal:
                 try:
                     receiver(sender=from_sender, **fields)
                 except BaseException as error:
-                    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                    # By its type: isinstance() asks the error itself, which may do anything.
+                    is_interrupt = issubclass(type(error), KeyboardInterrupt)
+                    if is_interrupt and threading.current_thread() is threading.main_thread():
                         raise  # it is not the receiver's: somebody ends the program
                     logger.exception("signal %s: the receiver %r failed", self.name, receiver)
 

@@ -54,8 +54,8 @@ def demo(
     """Crawl a site with ekiden: fetch its pages in parallel, once each, and draw how they are linked."""
     directory = (directory or Path(".ekiden") / time.strftime("crawl-%Y%m%d-%H%M%S")).absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    tasks.app.conf.broker_url = broker or f"sqlite:///{directory / 'broker.db'}"
     try:
+        tasks.app.conf.broker_url = broker or f"sqlite:///{directory / 'broker.db'}"
         with sigterm_interrupts(), tasks.app, Store(directory) as store:
             if store.has_begun and url not in {None, store.crawl().url}:
                 raise click.UsageError(

@@ -74,7 +74,7 @@ def test_an_unknown_scheme_is_refused_with_what_was_probably_meant(url: str, par
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("scheme", "meant"), [("redsi", "redis"), ("pyamqp", "amqp"), ("mongdb", "mongodb")])
+@pytest.mark.parametrize(("scheme", "meant"), [("redsi", "redis"), ("amqq", "amqp"), ("mongdb", "mongodb")])
 def test_only_what_is_not_installed_is_advised_to_be_installed(scheme: str, meant: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         open_transport(f"{scheme}://host")
