@@ -119,13 +119,12 @@ class TestFullRedisBackend(OwnServer, FullBackendConformance):
     options = MappingProxyType({"maxmemory": "4mb"})
 
 
-@pytest.mark.parametrize("too_large", [2 * 1024 * 1024, 20 * 1024 * 1024], ids=["2 MiB", "20 MiB"])
 class TestRedisBackendThatTakesSmallValuesOnly(OwnServer, BackendLimitConformance):
     options = MappingProxyType({"proto-max-bulk-len": "1mb"})
 
     @pytest.fixture
-    def too_large(self, too_large: int) -> int:
-        return too_large
+    def too_large(self) -> int:
+        return 2 * 1024 * 1024  # of more, the server closes the connection before it has read all
 
 
 class TestSilentRedisBackend(OwnServer, SilentBackendConformance):
