@@ -23,6 +23,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
+from urllib.parse import quote
 
 import msgspec
 
@@ -45,6 +46,7 @@ from ekiden.modules import (
     real_module_name,
 )
 from ekiden.options import Policy, Sending, call_options, check_task_name, merge, policy
+from ekiden.private_files import make_private_directory
 from ekiden.publisher import Publisher
 from ekiden.request import Request, limits_of, running
 from ekiden.results import AsyncResult, Backend, StoredResult, known_sources
@@ -314,12 +316,18 @@ class Ekiden(TaskSet):
             return self._waiting
 
     def broker_url(self) -> BrokerURL:
-        """Where calls are sent."""
+        """Where calls are sent. Raises ConfigurationError where the default broker's directory cannot be used."""
         if self.conf.broker_url is not None:
             return parse_url(self.conf.broker_url)
         directory = self.project_root / ".ekiden"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        return parse_url(f"sqlite:///{directory / 'ekiden.db'}")
+        try:
+            make_private_directory(directory)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the default broker is a file in {directory}, which cannot be used: {error.strerror}; give the app "
+                "broker=, or set EKIDEN_BROKER_URL."
+            ) from error
+        return parse_url(f"sqlite:///{quote(str(directory / 'ekiden.db'))}")
 
     def backend_url(self) -> BrokerURL:
         """Where results are stored: the backend's URL, else the broker's, and ``rpc://`` where that stores none."""

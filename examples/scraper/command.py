@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import click
@@ -55,7 +55,7 @@ def demo(
     directory = (directory or Path(".ekiden") / time.strftime("crawl-%Y%m%d-%H%M%S")).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        tasks.app.conf.broker_url = broker or f"sqlite:///{directory / 'broker.db'}"
+        tasks.app.conf.broker_url = broker or f"sqlite:///{quote(str(directory / 'broker.db'))}"
         with sigterm_interrupts(), tasks.app, Store(directory) as store:
             if store.has_begun and url not in {None, store.crawl().url}:
                 raise click.UsageError(

@@ -381,3 +381,35 @@ def test_a_url_that_nobody_can_open_is_refused_when_it_is_assigned(setting: str)
         setattr(app.conf, setting, "nosuch://host")
     with pytest.raises(ConfigurationError, match=r"no (transport|result backend) for nosuch:// is installed"):
         app.config_from_object({setting: "nosuch://host"})
+
+
+@pytest.mark.parametrize("name", ["100%", "what?", "a#b", "two words", "caf\u00e9 %41", "at@host:1"])
+def test_a_directory_of_any_name_holds_the_default_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    directory = tmp_path / name
+    directory.mkdir()
+    (directory / "pyproject.toml").write_text("")
+    monkeypatch.delenv("EKIDEN_BROKER_URL", raising=False)
+    app = Ekiden("anywhere")
+    app.project_root = directory
+
+    with app:
+        app.send_task("shop.add", (1, 2))
+        assert app.transport.depth("default").ready == 1
+
+    assert (directory / ".ekiden" / "ekiden.db").is_file()
+    assert (directory / ".ekiden").stat().st_mode & 0o077 == 0
+
+
+def test_a_directory_that_the_default_broker_cannot_use_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / ".ekiden").mkdir()
+    (tmp_path / "open" / ".ekiden").chmod(0o777)
+
+    for root, said in ((tmp_path / "file", "Not a directory"), (tmp_path / "open", "other users may write in it")):
+        app = Ekiden("nowhere")
+        app.project_root = root
+        with pytest.raises(ConfigurationError, match=f"which cannot be used: {said}; give the app broker="):
+            app.broker_url()
