@@ -21,6 +21,8 @@ from ekiden_mongodb.claiming import Claimer
 from ekiden_mongodb.client import Client
 from ekiden_mongodb.documents import CLAIM_INDEX, MESSAGES, Messages
 from ekiden_mongodb.holding import Holdings
+from ekiden_mongodb.publishing import Publisher
+from ekiden_mongodb.signals import Signals
 from pymongo import monitoring
 
 WANTED = 10
@@ -177,7 +179,9 @@ def recorded(act: Callable[[], object], *names: str) -> list[dict[str, Any]]:
 class TestAnIndexAnswers:
     def ask(self, client: Client, queue: str, question: Callable[[Claimer], object]) -> None:
         """What a consumer of ``queue`` asks now and then."""
-        claimer = Claimer(client, Messages(client), Holdings(), [queue], lease=60.0, name=queue, strict=False)
+        messages = Messages(client)
+        publisher = Publisher(client, messages, Signals(client))
+        claimer = Claimer(client, messages, publisher, Holdings(), [queue], lease=60.0, name=queue, strict=False)
         with client.asking():
             question(claimer)
 

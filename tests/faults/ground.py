@@ -147,7 +147,7 @@ class RunningWorker:
         """Send a signal to the supervisor alone."""
         self._process.send_signal(number)
 
-    def signal_everyone(self, number: signal.Signals) -> None:
+    def signal_everyone(self, number: signal.Signals) -> None:  # type: ignore[name-defined]
         """Send a signal to the whole process group, as a terminal does."""
         os.killpg(self.pid, number)
 

@@ -23,10 +23,12 @@ def test_a_storm_of_kills_loses_no_message(ground: Ground) -> None:
     chance = random.Random(1)
     kills = 0
 
-    while (done := ground.ledger.length()) < count * 9 // 10:
+    while (so_far := ground.ledger.length()) < count * 9 // 10:
         worker.kill_one(chance)
         kills += 1
-        eventually(lambda done=done: ground.ledger.length() >= done + between_kills, what="more is done", within=60)
+        eventually(
+            lambda so_far=so_far: ground.ledger.length() >= so_far + between_kills, what="more is done", within=60
+        )
     ground.wait_until_empty(within=120)
 
     done = ground.ledger.done()

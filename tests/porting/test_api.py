@@ -108,7 +108,7 @@ def test_a_class_with_a_run_method_is_registered(app: Celery, given: Any) -> Non
     with app.worker(threads=1):
         assert adder.delay(2).get(timeout=10) == 3
         assert app.tasks["adder"].apply_async((2,), {"y": 5}).get(timeout=10) == 7
-    assert (adder.name, adder.max_retries, adder.calls) == ("adder", 7, 2)
+    assert (adder.name, adder.max_retries, adder.calls) == ("adder", 7, 2)  # type: ignore[attr-defined]
     assert adder(1, 1) == 2
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pika
@@ -349,7 +350,7 @@ def _lets_in(connection: socket.socket, parameters: pika.URLParameters) -> bool:
     def send(method: Method) -> None:
         connection.sendall(frame.Method(0, method).marshal())
 
-    def receive(kind: type[Method]) -> Method | None:
+    def receive(kind: type[Method]) -> Any:
         """What comes next, if it is of this kind."""
         while True:
             used, found = frame.decode_frame(bytes(buffer))

@@ -4,7 +4,7 @@ import re
 import runpy
 from typing import get_args
 
-from ekiden import execution, signature
+from ekiden import execution, outcomes, request, signature
 from ekiden.message import Delivery, Ending, Message
 
 from tests.story.pages import ROOT
@@ -50,12 +50,12 @@ def test_the_page_begins_and_ends_where_a_call_does() -> None:
 
 
 def test_every_value_of_the_path_is_in_the_page() -> None:
-    values = [signature.Signature, signature.Call, Message, Delivery, execution.Request, execution.Verdict, Ending]
+    values = [signature.Signature, signature.Call, Message, Delivery, request.Request, execution.Verdict, Ending]
 
     assert [each.__name__ for each in values if f"`{each.__name__}`" not in PAGE] == []
 
 
 def test_every_outcome_is_in_the_table_of_what_becomes_of_a_message() -> None:
-    outcomes = [outcome.__name__ for outcome in get_args(execution.Outcome)]
+    names = [outcome.__name__ for outcome in get_args(outcomes.Outcome)]
 
-    assert [name for name in outcomes if not re.search(rf"^\| `{name}`", RELIABILITY, re.MULTILINE)] == []
+    assert [name for name in names if not re.search(rf"^\| `{name}`", RELIABILITY, re.MULTILINE)] == []

@@ -8,7 +8,8 @@ import bson
 import pytest
 from ekiden.errors import BrokerRefused
 from ekiden.message import HeaderValue, Message
-from ekiden_mongodb.documents import LARGEST_DOCUMENT, Document, date, date_not_before, document_of, message_of
+from ekiden_mongodb.client import LARGEST_DOCUMENT
+from ekiden_mongodb.documents import Document, date, date_not_before, document_of, message_of
 from hypothesis import given
 from hypothesis import strategies as st
 

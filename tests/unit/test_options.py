@@ -9,14 +9,12 @@ from ekiden.errors import ConfigurationError
 from ekiden.options import (
     Policy,
     TaskOptions,
-    check_priority,
-    check_queue_name,
     declared_options,
     merge,
     policy,
     rate_per_second,
 )
-from ekiden.routes import find_route, read_route
+from ekiden.routes import check_priority, check_queue_name, find_route, read_route
 from ekiden.settings import Settings
 from ekiden.signature import Signature
 

@@ -138,7 +138,7 @@ KEPT: list[tuple[Any, Any]] = [
     (Record, Record(NOW, 1.5)),
     (Model, Model(at=NOW, theSize=3)),
     (Strict, Strict(day=dt.date(2030, 1, 2), number=4)),
-    (TwoAliases, TwoAliases(in_a=3)),
+    (TwoAliases, TwoAliases.model_validate({"in_a": 3})),
     (ToldSecret, ToldSecret(password="s")),
     (Colour, Colour.RED),
     (Decimal, Decimal("1.10")),
