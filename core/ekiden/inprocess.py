@@ -10,7 +10,7 @@ from typing import Self
 import msgspec
 
 from ekiden.app import Ekiden
-from ekiden.errors import ConfigurationError
+from ekiden.errors import ConfigurationError, TransportClosed
 from ekiden.modules import is_body_process
 from ekiden.plan import WorkerOptions
 from ekiden.worker import Worker
@@ -42,10 +42,13 @@ class InProcessWorker:
         return self
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Stop it, and return when it has stopped. Raises what made it fail, if something did."""
+        """Stop it, and return when it has stopped. Raises what made it fail, if something did.
+
+        Closing the app ends its worker, too, and is no failure: a web application under test closes its app at its end.
+        """
         self.worker.stop(at_once=at_once)
         self._thread.join()
-        if self._error is not None:
+        if self._error is not None and not isinstance(self._error, TransportClosed):
             raise self._error
 
     def _run(self) -> None:

@@ -38,6 +38,7 @@ from ekiden.errors import (
     MessageError,
     NewerFormat,
     NotRegistered,
+    TransportClosed,
     TransportError,
     WorkerLostError,
 )
@@ -290,7 +291,11 @@ class Worker:
 
     def fail(self, error: BaseException) -> None:
         """A thread of ours has met what it cannot handle. The worker ends with it; its deliveries go back."""
-        logger.critical("%s cannot go on and ends: %r", self.name, error, exc_info=error)
+        if isinstance(error, TransportClosed):
+            if not self._stopping.is_set():
+                logger.error("%s ends: its app was closed in this process", self.name)
+        else:
+            logger.critical("%s cannot go on and ends: %r", self.name, error, exc_info=error)
         self._failure = self._failure or error
         self.stop(at_once=True)
 

@@ -1193,6 +1193,24 @@ def test_a_worker_that_cannot_start_leaves_no_thread(tmp_path: Path) -> None:
     assert set(threading.enumerate()) == before
 
 
+def test_closing_the_app_ends_its_worker_in_peace(
+    app: Ekiden, ekiden_worker: StartWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task
+    def double(x: int) -> int:
+        return 2 * x
+
+    ekiden_worker()
+    assert double.delay(2).get(10) == 4
+    app.close()
+
+    eventually(lambda: "ends: its app was closed in this process" in caplog.text, what="the worker ended")
+    assert [record.levelname for record in caplog.records if record.levelname == "CRITICAL"] == []
+
+    with app.worker():
+        assert double.delay(3).get(10) == 6
+
+
 def test_a_tasks_set_runs_in_the_app_that_included_it(app: Ekiden, ekiden_worker: StartWorker) -> None:
     tasks = TaskSet("shop")
 
