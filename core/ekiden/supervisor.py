@@ -291,7 +291,7 @@ class Supervisor:
         slot.close_beats()
         _end_what_is_left(pid, slot.mark)
         spoke, slot.speaks = slot.speaks, True
-        if self._stopping or (code == EXIT_DONE and not slot.replacing):
+        if self._stopping or (code == EXIT_DONE and self._options.worker.burst and not slot.replacing):
             return
         if slot.replacing or code == EXIT_REPLACE:
             slot.pause = 0.0
@@ -303,7 +303,8 @@ class Supervisor:
         else:
             short = lived <= _SHORT_LIFE_SECONDS
             slot.pause = min(slot.pause * 2 or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS) if short else 0.0
-            logger.error("worker process %d died (%s); it is replaced in %.1f s", pid, exit_text(code), slot.pause)
+            verb = "ended by itself" if code == EXIT_DONE else "died"
+            logger.error("worker process %d %s (%s); it is replaced in %.1f s", pid, verb, exit_text(code), slot.pause)
         slot.start_at = time.monotonic() + slot.pause
 
     def _unusable(self) -> None:

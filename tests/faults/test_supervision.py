@@ -147,6 +147,25 @@ def test_a_crash_loop_is_slowed_down_and_ends_when_the_cause_does(ground: Ground
     assert ground.app.send_task("work", (1,)).get(20) == 1
 
 
+@on_one_broker
+@pytest.mark.parametrize("by_signal", [True, False], ids=["SIGTERM", "os._exit(0)"])
+def test_a_process_that_ends_although_nobody_stopped_the_worker_is_replaced(ground: Ground, by_signal: bool) -> None:
+    (ground.directory / "leaving.py").write_text(
+        "import os\nfrom tasks import app\n@app.task(name='leave')\ndef leave():\n    os._exit(0)\n"
+    )
+    path = os.pathsep.join([str(ground.directory), os.environ.get("PYTHONPATH", "")])
+    worker = ground.start("leaving:app", environment={"PYTHONPATH": path})
+    if by_signal:
+        os.kill(worker.worker_pids()[0], signal.SIGTERM)
+    else:
+        ground.app.send_task("leave")
+
+    worker.wait_until_it_says("ended by itself", 1)
+
+    assert ground.app.send_task("work", (1,)).get(20) == 1
+    assert worker.stop() == 0
+
+
 def zombies_below(process: psutil.Process) -> list[psutil.Process]:
     return [each for each in process.children(recursive=True) if each.status() == psutil.STATUS_ZOMBIE]
 
