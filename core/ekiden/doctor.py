@@ -17,14 +17,12 @@ from ekiden.codec import decode_call
 from ekiden.errors import BackendError, ConfigurationError, EkidenError, MessageError, TransportError
 from ekiden.message import DEAD_SUFFIX, REPLY_PREFIX, Ending, Message, SettleOutcome, new_id
 from ekiden.plan import WorkerOptions
-from ekiden.settings import ENVIRONMENT_PREFIX, Settings
 from ekiden.sqlite.location import path_in
 from ekiden.worker import Worker
 
 _PATIENCE_SECONDS = 5.0
 _LONGEST_LEASE_SECONDS = 900.0
 _LOOKED_AT = 200
-_READ_BY_THE_SUPERVISOR = ("worker_processes", "worker_grace", "worker_liveness_file")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -125,12 +123,6 @@ def _unlimited(app: Ekiden) -> Iterator[Finding]:
 
 
 def _configuration(app: Ekiden) -> Iterator[Finding]:
-    defaults = Settings()
-    for name in _READ_BY_THE_SUPERVISOR:
-        value, variable = getattr(app.conf, name), f"{ENVIRONMENT_PREFIX}{name.upper()}"
-        if value != getattr(defaults, name) and variable not in os.environ:
-            text = f"{name}={value!r} is set where `ekiden worker` does not see it, because it does not import the app"
-            yield Finding("warning", "settings", text, f"set {variable}={value}, or give the option of that name")
     if app.conf.lease > _LONGEST_LEASE_SECONDS:
         text = f"the lease is {app.conf.lease:g} s: what a killed worker had in hand comes back no sooner"
         yield Finding("warning", "lease", text, "shorten it: it is renewed while a task runs, however long that takes")

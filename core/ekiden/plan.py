@@ -1,4 +1,8 @@
-"""What a supervisor and its worker processes tell each other: the plan, and how a process ended."""
+"""What a supervisor and its worker processes tell each other: the plan, the app's settings, how a process ended.
+
+Down a process's standard input: the plan, a line of JSON, and later perhaps to end at once. Up a pipe that the plan
+names: a line of JSON with the settings that the supervisor obeys, and from then on a byte a second while all is well.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +58,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``introduces``: say what is worked for. ``speaks``: say why that is impossible; of processes that start together
     only one does. ``instance`` tells this supervisor from every other. ``claims_name``: the name was chosen by
-    somebody, so that another worker may have it. ``beat_descriptor`` is the end of a pipe into which the process writes
-    something every second while it is well.
+    somebody, so that another worker may have it. ``up_descriptor`` is the end of the pipe to the supervisor, where the
+    system has such ones. ``beats``: say there that all is well even if the app's settings name no liveness file.
     """
 
     target: str
@@ -66,7 +70,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str
     instance: str
     claims_name: bool
-    beat_descriptor: int | None = None
+    up_descriptor: int | None = None
+    beats: bool = False
+
+
+class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the app that its supervisor obeys, where the command line says nothing else. Times in seconds."""
+
+    processes: Threads | None
+    grace: Seconds
+    liveness_file: str | None
+
+
+BEAT = b"."
+"""What a process writes every second while it is well."""
 
 
 def unique_name() -> str:

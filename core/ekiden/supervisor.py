@@ -1,11 +1,14 @@
 """The supervisor: starts worker processes, replaces those that die, stops them all.
 
-It never imports the app and opens no broker, so nothing of the user's can hang or kill it. Each worker process is a
-fresh interpreter with a pipe from here as its standard input; when the supervisor dies the pipes close and the
-processes drain. SIGTERM and SIGHUP tell a process to drain, and may be sent by anybody and twice; to end at once is
-said through the pipe. One thread a process waits for its end; everything else happens in the thread that called
-``run``. What the machine does not give now (a process, a thread, a place for a file) is logged and tried again; it ends
-no process that works.
+It never imports the app and opens no broker, so nothing of the user's can hang or kill it. What the app's settings say
+to it, the first worker process tells once it has imported the app; until then that one is alone, unless the command
+line says how many there are.
+
+Each worker process is a fresh interpreter with a pipe from here as its standard input; when the supervisor dies the
+pipes close and the processes drain. Another pipe leads up here. SIGTERM and SIGHUP tell a process to drain, and may be
+sent by anybody and twice; to end at once is said through the pipe. One thread a process waits for its end; everything
+else happens in the thread that called ``run``. What the machine does not give now (a process, a thread, a place for a
+file) is logged and tried again; it ends no process that works.
 
 When a worker process has ended, whatever ended it, what its tasks have started ends with it: see ``descendants``.
 
@@ -31,6 +34,7 @@ from types import FrameType
 
 import msgspec
 
+from ekiden.cpus import available_cpus
 from ekiden.descendants import WORKER_MARK, end_descendants, marked
 from ekiden.errors import ConfigurationError
 from ekiden.loggers import safe_logger
@@ -40,6 +44,7 @@ from ekiden.plan import (
     EXIT_REPLACE,
     EXIT_UNUSABLE,
     Plan,
+    SupervisorSettings,
     WorkerOptions,
     exit_text,
     unique_name,
@@ -58,15 +63,21 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _LET_SPEAK_SECONDS = 1.0
 _POLL_SECONDS = 0.5
 _WATCH_AGAIN_SECONDS = 5.0
-_BEATS_AT_ONCE = 4096
+_HEAR_SECONDS = 0.02
+_BYTES_AT_ONCE = 4096
+_LONGEST_LINE_BYTES = 100_000
+_NOTHING_TOLD = SupervisorSettings(processes=None, grace=25.0, liveness_file=None)
 
 
 class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How many worker processes, and how they work. ``grace``: seconds that running tasks get at a stop."""
+    """How many worker processes, and how they work. ``grace``: seconds that running tasks get at a stop.
 
-    processes: int
+    What is None comes from the app's settings; see ``plan.SupervisorSettings``.
+    """
+
     worker: WorkerOptions
-    grace: float
+    processes: int | None = None
+    grace: float | None = None
     log_level: str = "info"
     log_format: str = "text"
     liveness_file: str | None = None
@@ -76,23 +87,27 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
 class _Slot:
     """A place for a worker process: the current one, since when it runs, and whether it is being replaced.
 
-    ``speaks``: it says why the app cannot be worked for; see Plan. ``beats``: where it says that it is well, and
-    ``beat_at`` when it last did. ``mark``: by which what it has started is found. ``polled``: no thread waits for its
-    end.
+    ``speaks``: it says why the app cannot be worked for; see Plan. ``up``: the pipe from it, ``heard`` what came
+    through before the end of the first line, ``settings`` what that line said, and ``beat_at`` when it last said that
+    it is well. ``mark``: by which what it has started is found. ``polled``: no thread waits for its end. ``leaving``:
+    there are to be fewer processes, and nobody takes its place.
     """
 
     __slots__ = (
         "beat_at",
-        "beats",
+        "heard",
+        "leaving",
         "mark",
         "name",
         "pause",
         "polled",
         "process",
         "replacing",
+        "settings",
         "speaks",
         "start_at",
         "started",
+        "up",
     )
 
     def __init__(self, name: str, *, speaks: bool) -> None:
@@ -101,26 +116,39 @@ class _Slot:
         self.process: subprocess.Popen[bytes] | None = None
         self.mark = ""
         self.polled = False
-        self.beats: int | None = None
+        self.up: int | None = None
+        self.heard = b""
+        self.settings: SupervisorSettings | None = None
         self.beat_at = -math.inf
         self.started = 0.0
         self.start_at: float | None = 0.0
         self.pause = 0.0
         self.replacing = False
+        self.leaving = False
 
-    def hear_beats(self) -> None:
-        """Note when the process last said that it is well."""
-        if self.beats is None:
+    def hear(self) -> None:
+        """Note what the process has said: the app's settings first, then that it is well."""
+        if self.up is None:
             return
         with contextlib.suppress(BlockingIOError):
-            while os.read(self.beats, _BEATS_AT_ONCE):
-                self.beat_at = time.monotonic()
+            while found := os.read(self.up, _BYTES_AT_ONCE):
+                if self.settings is None:
+                    line, newline, found = (self.heard + found).partition(b"\n")
+                    self.heard = line
+                    if newline or len(line) > _LONGEST_LINE_BYTES:
+                        self.settings = _settings_in(line)
+                if found:
+                    self.beat_at = time.monotonic()
 
-    def close_beats(self) -> None:
-        """Hear no more of them. May be called again."""
-        beats, self.beats = self.beats, None
-        if beats is not None:
-            os.close(beats)
+    def listen(self, up: int) -> None:
+        """Hear a new process through this pipe."""
+        self.up, self.heard, self.settings = up, b"", None
+
+    def close_pipe(self) -> None:
+        """Hear no more. May be called again."""
+        up, self.up = self.up, None
+        if up is not None:
+            os.close(up)
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -141,7 +169,10 @@ class _Reload(msgspec.Struct, frozen=True):
 
 
 class Supervisor:
-    """Keeps ``processes`` workers of one app running until it is told to stop."""
+    """Keeps the worker processes of one app running until it is told to stop.
+
+    ``_settings``: the app's, as the first slot's process told them. ``_asks``: it is to tell them (anew).
+    """
 
     def __init__(self, target: str, options: SupervisorOptions) -> None:
         self._target = target
@@ -152,8 +183,10 @@ class Supervisor:
         self._liveness_trouble: str | None = None
         # Two supervisors must not take each other's deliveries, and in containers both may be process 1 of one host.
         self._instance = unique_name()
-        base = options.worker.name or self._instance
-        self._slots = [_Slot(f"{base}:{number}", speaks=number == 1) for number in range(1, options.processes + 1)]
+        self._slots: list[_Slot] = []
+        self._settings = _NOTHING_TOLD
+        self._asks = os.name == "posix"
+        self._have(options.processes or (1 if self._asks else available_cpus()))
         self._stopping = 0
         self._kill_at: float | None = None
         self._exit_code = EXIT_DONE
@@ -175,6 +208,47 @@ class Supervisor:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._events.put(_Stop())
 
+    # What the app's settings say.
+
+    def _grace(self) -> float:
+        """Seconds that running tasks get at a stop."""
+        return self._settings.grace if self._options.grace is None else self._options.grace
+
+    def _liveness_file(self) -> str | None:
+        return self._options.liveness_file or self._settings.liveness_file
+
+    def _hear_settings(self) -> None:
+        """Take the app's settings once the first slot's process has told them."""
+        first = self._slots[0]
+        if not self._asks or first.replacing:
+            return
+        first.hear()
+        if first.settings is None:
+            return
+        self._settings, self._asks = first.settings, False
+        if not self._stopping and self._options.processes is None:
+            self._have(first.settings.processes or available_cpus())
+
+    def _have(self, count: int) -> None:
+        """Have so many slots; what runs in one too many drains."""
+        base = self._options.worker.name or self._instance
+        for number in range(len(self._slots) + 1, count + 1):
+            self._slots.append(_Slot(f"{base}:{number}", speaks=number == 1))
+        for slot in self._slots[:count]:
+            if slot.leaving:  # its process drains already, or has ended
+                slot.leaving, slot.replacing = False, True
+                slot.start_at = 0.0 if slot.process is None else None
+        for slot in self._slots[count:]:
+            slot.leaving, slot.start_at = True, None
+            if slot.process is not None:
+                slot.process.terminate()
+        self._forget_left()
+
+    def _forget_left(self) -> None:
+        # From the end only: a slot's number is its place.
+        while self._slots[-1].leaving and self._slots[-1].process is None:
+            self._slots.pop()
+
     def _work(self) -> bool:
         """One turn: start what is due, wait for an event, act on it. False when nothing is left to do."""
         self._start_due()
@@ -186,6 +260,7 @@ class Supervisor:
             event = self._events.get(timeout=self._longest_wait())
         except Empty:
             event = None
+        self._hear_settings()
         match event:
             case _Ended(slot=slot, code=code):
                 self._ended(slot, code)
@@ -204,10 +279,12 @@ class Supervisor:
         due = [slot.start_at - now for slot in self._slots if slot.process is None and slot.start_at is not None]
         if self._kill_at is not None:
             due.append(self._kill_at - now)
-        needs_looks = self._options.liveness_file is not None or os.getpid() == 1
+        needs_looks = self._liveness_file() is not None or os.getpid() == 1
         longest = _LOOK_SECONDS if needs_looks else 60.0
         if any(slot.polled for slot in self._slots):
             longest = _POLL_SECONDS
+        if self._asks and self._slots[0].up is not None:
+            longest = _HEAR_SECONDS
         return max(0.01, min([longest, *due]))
 
     # Processes.
@@ -228,6 +305,7 @@ class Supervisor:
             log_format=self._options.log_format,
             instance=self._instance,
             claims_name=self._options.worker.name is not None,
+            beats=self._options.liveness_file is not None,
         )
         try:
             process = self._spawn(slot, plan)
@@ -256,13 +334,14 @@ class Supervisor:
         slot.mark = os.urandom(8).hex()
         with contextlib.ExitStack() as undone, contextlib.ExitStack() as done:
             descriptors: tuple[int, ...] = ()
-            if self._options.liveness_file is not None:
-                slot.beats, beat_descriptor = os.pipe()
-                undone.callback(slot.close_beats)
-                done.callback(os.close, beat_descriptor)
-                os.set_blocking(slot.beats, False)
-                descriptors = (beat_descriptor,)
-                plan = msgspec.structs.replace(plan, beat_descriptor=beat_descriptor)
+            if os.name == "posix":
+                up, up_descriptor = os.pipe()
+                slot.listen(up)
+                undone.callback(slot.close_pipe)
+                done.callback(os.close, up_descriptor)
+                os.set_blocking(up, False)
+                descriptors = (up_descriptor,)
+                plan = msgspec.structs.replace(plan, up_descriptor=up_descriptor)
             with deaf_to(signal.SIGINT):
                 process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, pass_fds=descriptors, env=marked(os.environ, WORKER_MARK, slot.mark)
@@ -288,9 +367,12 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError):  # it has not read all that it was told
             slot.process.stdin.close()
         slot.process = None
-        slot.close_beats()
+        slot.close_pipe()
         _end_what_is_left(pid, slot.mark)
         spoke, slot.speaks = slot.speaks, True
+        if slot.leaving:
+            self._forget_left()
+            return
         if self._stopping or (code == EXIT_DONE and self._options.worker.burst and not slot.replacing):
             return
         if slot.replacing or code == EXIT_REPLACE:
@@ -319,10 +401,10 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stopping += 1
-        grace = self._options.grace + _GRACE_MARGIN_SECONDS if self._stopping == 1 else _AT_ONCE_SECONDS
+        grace = self._grace() + _GRACE_MARGIN_SECONDS if self._stopping == 1 else _AT_ONCE_SECONDS
         self._kill_at = time.monotonic() + grace
         if self._stopping == 1 and self._exit_code == EXIT_DONE:
-            logger.info("stopping: running tasks get %g s; once more to end at once", self._options.grace)
+            logger.info("stopping: running tasks get %g s; once more to end at once", self._grace())
         for slot in self._slots:
             slot.start_at = None
             if slot.process is not None and self._stopping == 1:
@@ -345,7 +427,7 @@ class Supervisor:
                 slot.process.kill()
                 slot.process.wait()
                 _end_what_is_left(slot.process.pid, slot.mark)
-            slot.close_beats()
+            slot.close_pipe()
 
     # Reloading and telling.
 
@@ -353,8 +435,11 @@ class Supervisor:
         if self._stopping:
             return
         logger.info("%s changed: the worker processes are replaced", ", ".join(paths[:3]))
+        self._asks = os.name == "posix"
         for slot in self._slots:
             slot.speaks = slot is self._slots[0]
+            if slot.leaving:
+                continue
             if slot.process is None:
                 slot.start_at = 0.0
             else:
@@ -390,11 +475,11 @@ class Supervisor:
 
     def _tell_liveness(self) -> None:
         """Touch the liveness file while every process has lately said that it is well."""
-        path = self._options.liveness_file
+        path = self._liveness_file()
         if path is None:
             return
         for slot in self._slots:
-            slot.hear_beats()
+            slot.hear()
         wanted = [slot for slot in self._slots if slot.process is not None or slot.start_at is not None]
         if not wanted or any(time.monotonic() - slot.beat_at > _FRESH_SECONDS for slot in wanted):
             return
@@ -408,6 +493,14 @@ class Supervisor:
         elif trouble is None and self._liveness_trouble is not None:
             logger.warning("the liveness file is touched again: %s", path)
         self._liveness_trouble = trouble
+
+
+def _settings_in(line: bytes) -> SupervisorSettings:
+    try:
+        return msgspec.json.decode(line, type=SupervisorSettings)
+    except msgspec.DecodeError as error:  # code of the user's has written to a descriptor that is not its own
+        logger.error("what the app's settings say to the supervisor cannot be read, and its defaults hold: %s", error)
+        return _NOTHING_TOLD
 
 
 def _tell(process: subprocess.Popen[bytes], text: bytes) -> None:

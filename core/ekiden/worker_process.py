@@ -30,7 +30,17 @@ from ekiden.errors import ConfigurationError, EkidenError
 from ekiden.loggers import safe_logger
 from ekiden.logs import logging_of_program
 from ekiden.modules import what_failed
-from ekiden.plan import EXIT_DONE, EXIT_FAILED, EXIT_REPLACE, EXIT_UNCLEAN, EXIT_UNUSABLE, Plan, WorkerOptions
+from ekiden.plan import (
+    BEAT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REPLACE,
+    EXIT_UNCLEAN,
+    EXIT_UNUSABLE,
+    Plan,
+    SupervisorSettings,
+    WorkerOptions,
+)
 from ekiden.safe_text import indented_below
 from ekiden.spawning import (
     STOP_SIGNALS,
@@ -66,20 +76,24 @@ def main() -> None:
 
 
 def _run(plan: Plan, supervisor: BufferedReader) -> int:
+    if plan.up_descriptor is not None:
+        os.set_inheritable(plan.up_descriptor, False)  # what the app or its tasks start has nothing to tell
     try:
         with logging_of_program(plan.log_level, plan.log_format):
             app = load_app(plan.target)
         worker = _worker(plan, app)
     except ConfigurationError as error:
         return _refuse(plan, error)
+    if plan.up_descriptor is not None:
+        _tell_settings(app, plan.up_descriptor)
     if plan.introduces and app.ignored_variables:
         app.warn_of_ignored_variables()
     _obey(worker, supervisor)
     _guard_the_end(worker)
     if plan.introduces:
         _introduce(app, worker)
-    if plan.beat_descriptor is not None:
-        _beat(worker, plan.beat_descriptor)
+    if plan.up_descriptor is not None and (plan.beats or app.conf.worker_liveness_file is not None):
+        _beat(worker, plan.up_descriptor)
     gc.collect()
     gc.freeze()  # what is loaded by now stays, so the collector need not look at it again and again
     try:
@@ -121,6 +135,16 @@ def _options(plan: Plan, app: Ekiden) -> WorkerOptions:
         max_tasks=options.max_tasks or conf.worker_max_tasks_per_process,
         max_memory_mb=options.max_memory_mb or conf.worker_max_memory_per_process,
     )
+
+
+def _tell_settings(app: Ekiden, descriptor: int) -> None:
+    """Tell the supervisor, which does not import the app, what the app's settings say to it."""
+    conf = app.conf
+    told = SupervisorSettings(
+        processes=conf.worker_processes, grace=conf.worker_grace, liveness_file=conf.worker_liveness_file
+    )
+    with contextlib.suppress(OSError):  # it is gone; what watches it ends this process
+        os.write(descriptor, msgspec.json.encode(told) + b"\n")
 
 
 def _refuse(plan: Plan, error: EkidenError) -> int:
@@ -208,7 +232,6 @@ def _flush() -> None:
 
 def _beat(worker: Worker, descriptor: int) -> None:
     """Tell the supervisor every second that this worker is well, for as long as it is."""
-    os.set_inheritable(descriptor, False)  # what tasks start has nothing to tell
     os.set_blocking(descriptor, False)
 
     def beat() -> None:
@@ -223,7 +246,7 @@ def _beat(worker: Worker, descriptor: int) -> None:
             was_stalled = stalled is not None
             try:
                 if not was_stalled:
-                    os.write(descriptor, b".")
+                    os.write(descriptor, BEAT)
             except BlockingIOError:
                 continue  # the supervisor stands still
             except OSError:

@@ -83,7 +83,6 @@ def test_a_broker_of_one_process_is_a_warning() -> None:
         ({"lease": 0.01}, "wrong lease: the lease is 0.01 s, and sqlite:// keeps none below 0.1 s"),
         ({"lease": 3600}, "warning lease: the lease is 3600 s"),
         ({"result_expires": None}, "warning results: results are kept for ever"),
-        ({"worker_processes": 2}, "warning settings: worker_processes=2 is set where `ekiden worker` does not see it"),
         (
             {"worker_queues": ("other",)},
             "warning queues: add goes to default, which the setting worker_queues leaves out",

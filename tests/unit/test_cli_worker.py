@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import psutil
 import pytest
 from ekiden.cli.worker import queue_names
+from ekiden.cpus import available_cpus
 from ekiden.errors import ConfigurationError
+
+from tests.working import eventually
 
 SHOP = """
     from ekiden import Ekiden
@@ -58,6 +64,11 @@ class Command:
             if found := re.search(pattern, line):
                 return found
         pytest.fail(f"no line fits {pattern!r}:\n{self.told}")
+
+    def processes(self) -> list[int]:
+        """The worker processes that are alive."""
+        children = psutil.Process(self.process.pid).children()
+        return [each.pid for each in children if each.status() != psutil.STATUS_ZOMBIE]
 
     def end(self, *signals: signal.Signals) -> int:
         for each in signals:
@@ -135,15 +146,85 @@ def test_an_app_that_no_worker_can_work_for_is_refused_once(start: Start, target
     assert worker.told.count("\n") == 1
 
 
+def has_settings(directory: Path, **settings: object) -> None:
+    """Have the app set them in its module."""
+    (directory / "shop.py").write_text(f"{dedent(SHOP)}\napp.conf.update({settings!r})\n")
+
+
 @pytest.mark.slow
-def test_what_the_supervisor_must_know_comes_from_the_environment(start: Start) -> None:
+def test_the_number_of_processes_that_the_app_sets_is_obeyed(start: Start, tmp_path: Path) -> None:
+    has_settings(tmp_path, worker_concurrency=3)
+    found = {options: start("worker", "shop:app", "--burst", *options) for options in [(), ("--processes", "2")]}
+
+    assert [worker.end() for worker in found.values()] == [0, 0]
+    assert [worker.told.count("is ready") for worker in found.values()] == [3, 2]
+
+
+@pytest.mark.slow
+def test_settings_for_the_supervisor_can_come_from_the_environment(start: Start) -> None:
     workers = start("worker", "shop:app", "--burst", EKIDEN_WORKER_PROCESSES="3")
     mistaken = start("worker", "shop:app", EKIDEN_WORKER_PROCESSES="none")
 
     assert workers.end() == 0
     assert workers.told.count("is ready") == 3
-    assert mistaken.end() == 1
-    assert "Error: environment variable EKIDEN_WORKER_PROCESSES: " in mistaken.told
+    assert mistaken.end() == 78
+    assert "environment variable EKIDEN_WORKER_PROCESSES: " in mistaken.told
+    assert mistaken.told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("options", "seconds"), [((), "3.5"), (("--grace", "4.5"), "4.5")])
+def test_the_grace_that_the_app_sets_is_obeyed(
+    start: Start, tmp_path: Path, options: tuple[str, ...], seconds: str
+) -> None:
+    has_settings(tmp_path, worker_grace=3.5, worker_processes=1)
+    worker = start("worker", "shop:app", *options)
+    worker.line("is ready")
+
+    assert worker.end(signal.SIGTERM) == 0
+    assert f"running tasks get {seconds} s" in worker.told
+
+
+def test_the_liveness_file_that_the_app_sets_is_touched(start: Start, tmp_path: Path) -> None:
+    has_settings(tmp_path, worker_liveness_file=str(tmp_path / "alive"), worker_processes=1)
+    worker = start("worker", "shop:app")
+    worker.line("is ready")
+
+    eventually((tmp_path / "alive").exists, what="the file is touched")
+
+    assert worker.end(signal.SIGTERM) == 0
+
+
+def test_settings_for_the_supervisor_that_cannot_be_read_stop_nobody(start: Start, tmp_path: Path) -> None:
+    into_each_pipe = """
+        import contextlib, os
+        for number in range(3, 30):
+            with contextlib.suppress(OSError):
+                os.write(number, b"not meant for you\\n")
+    """
+    (tmp_path / "shop.py").write_text(dedent(into_each_pipe) + dedent(SHOP))
+    worker = start("worker", "shop:app", "--burst")
+
+    assert worker.end() == 0
+    assert "cannot be read, and its defaults hold" in worker.told
+    assert worker.told.count("is ready") == available_cpus()
+
+
+@pytest.mark.slow
+def test_settings_that_change_are_obeyed_after_a_reload(start: Start, tmp_path: Path) -> None:
+    has_settings(tmp_path, worker_processes=1)
+    worker = start("worker", "shop:app", "--reload", str(tmp_path))
+    worker.line("is ready")
+
+    for count in (3, 2):
+        begun = time.monotonic()
+        while time.monotonic() < begun + 20:  # the watch may begin a moment after the start
+            has_settings(tmp_path, worker_processes=count, result_expires=time.monotonic())
+            if select.select([worker.process.stderr], [], [], 1.0)[0]:
+                break
+        worker.line("processes are replaced")
+        eventually(lambda count=count: len(worker.processes()) == count, what=f"{count} processes")
+
+    assert worker.end(signal.SIGTERM) == 0
 
 
 def test_the_supervisor_imports_no_app_and_opens_no_broker(start: Start, tmp_path: Path) -> None:

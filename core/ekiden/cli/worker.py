@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
-from typing import Any
 
 import click
 
 from ekiden.cli import celery_words
 from ekiden.cli.quantities import AT_LEAST_ONE, IN_HAND, POSITIVE_SECONDS, SECONDS, THREADS
 from ekiden.cli.target import AppCommand, QueueName, app_argument
-from ekiden.cpus import available_cpus
 from ekiden.errors import ConfigurationError
 from ekiden.logs import configure_logging
 from ekiden.plan import WorkerOptions
 from ekiden.routes import check_queue_name
-from ekiden.settings import ENVIRONMENT_PREFIX, Settings, checked_setting
 from ekiden.supervisor import Supervisor, SupervisorOptions
 
 _QUEUES = "Queues to serve in turn: a,b. Or in strict order: 'a>b'.  [default: all of the app]"
@@ -140,8 +136,7 @@ def worker(
     -P takes Celery's words too: `threads` is one process with -c threads, `prefork` is -c processes that run one
     `def` task at a time, `solo` is one process with one thread.
 
-    What is not said here comes from the app's settings; worker_processes, worker_grace and worker_liveness_file from
-    the environment (EKIDEN_WORKER_PROCESSES, ...), because this process does not import your app.
+    What is not said here comes from the app's settings.
     """
     configure_logging(log_level, log_format)
     names, strict = queue_names(queues)
@@ -149,9 +144,9 @@ def worker(
     if max_memory_per_child is not None and max_memory_per_process is None:
         max_memory_per_process = max_memory_per_child * _BYTES_PER_KB / _BYTES_PER_MB
     options = SupervisorOptions(
-        processes=processes or _environment("worker_processes") or available_cpus(),
-        grace=_environment("worker_grace") if grace is None else grace,
-        liveness_file=liveness_file or _environment("worker_liveness_file"),
+        processes=processes,
+        grace=grace,
+        liveness_file=liveness_file,
         log_level=_LOG_LEVELS[log_level],
         log_format=log_format,
         reload_paths=() if reload_path is None else (reload_path,),
@@ -197,15 +192,3 @@ def queue_names(text: str | None) -> tuple[tuple[str, ...], bool]:
     for name in names:
         check_queue_name(name)
     return names, ">" in text
-
-
-def _environment(setting: str) -> Any:
-    """A setting as far as it can be known without the app: from the environment, else its default."""
-    variable = f"{ENVIRONMENT_PREFIX}{setting.upper()}"
-    text = os.environ.get(variable)
-    if text is None:
-        return getattr(Settings(), setting)
-    try:
-        return checked_setting(setting, text, from_text=True)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"environment variable {variable}: {error}") from error
