@@ -65,6 +65,11 @@ class Command:
                 return found
         pytest.fail(f"no line fits {pattern!r}:\n{self.told}")
 
+    def says_something_within(self, seconds: float) -> bool:
+        """Whether there is something to read for ``line``."""
+        assert self.process.stderr is not None
+        return bool(select.select([self.process.stderr], [], [], seconds)[0])
+
     def processes(self) -> list[int]:
         """The worker processes that are alive."""
         children = psutil.Process(self.process.pid).children()
@@ -119,14 +124,16 @@ def test_a_worker_that_is_told_to_stop_does(start: Start, signals: tuple[signal.
     assert "killed" not in worker.told
 
 
-def test_a_worker_process_that_is_told_twice_from_outside_stops_too(start: Start) -> None:
+def test_a_worker_process_told_twice_from_outside_stops_too(start: Start) -> None:
     worker = start("worker", "shop:app", "--processes", "1", "--log-format", "json")
     child = int(worker.line(r'is ready.*"process":(\d+)')[1])
 
     for _ in range(2):
         os.kill(child, signal.SIGTERM)
 
-    assert worker.end() == 0
+    worker.line("ended by itself .* it is replaced")
+    worker.line("is ready")
+    assert worker.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.slow
@@ -219,7 +226,7 @@ def test_settings_that_change_are_obeyed_after_a_reload(start: Start, tmp_path: 
         begun = time.monotonic()
         while time.monotonic() < begun + 20:  # the watch may begin a moment after the start
             has_settings(tmp_path, worker_processes=count, result_expires=time.monotonic())
-            if select.select([worker.process.stderr], [], [], 1.0)[0]:
+            if worker.says_something_within(1.0):
                 break
         worker.line("processes are replaced")
         eventually(lambda count=count: len(worker.processes()) == count, what=f"{count} processes")
