@@ -92,8 +92,6 @@ def __getattr__(name: str) -> object:
         return found
     if name in {"errors", "signals"}:
         return importlib.import_module(f"ekiden.{name}")
-    from ekiden.celery_names import MISSING  # only for a name that is not here
+    from ekiden.celery_names import missing_name  # only for a name that is not here
 
-    if f"celery:{name}" in MISSING:
-        raise ImportError(f"ekiden has no {name!r}: {MISSING[f'celery:{name}']}.")
-    raise AttributeError(f"module 'ekiden' has no attribute {name!r}")
+    raise missing_name(__name__, name)

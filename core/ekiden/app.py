@@ -80,14 +80,21 @@ class Control:
     """``app.control``: tells running workers what to do."""
 
     def __init__(self, app: Ekiden) -> None:
-        self._app = app
+        self.app = app
 
     def revoke(self, task_id: str | Sequence[str], *, terminate: bool = False, signal: str | None = None) -> None:
         """Have tasks not run when a worker claims them; with ``terminate``, end those that are running.
 
         ``signal`` is Celery's and changes nothing: a worker ends a body by the means of where it runs.
         """
-        self._app.revoke(task_id, terminate=terminate)
+        self.app.revoke(task_id, terminate=terminate)
+
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("control", self, name)
 
 
 class Ekiden(TaskSet):
@@ -95,8 +102,9 @@ class Ekiden(TaskSet):
 
     ``broker`` and ``backend`` are URLs; without a broker, a SQLite file in ``.ekiden/`` of the project; without a
     backend, the broker's URL where it stores results, else ``rpc://``. ``task_cls``: the class of tasks that name no
-    ``base``, or where to import it from. Other settings are keyword arguments. Raises
-    ConfigurationError for a URL whose scheme no installed plugin knows, and for settings that do not exist or fit.
+    ``base``, or where to import it from. ``config_source``: for ``config_from_object``, with ``namespace``. Other
+    settings are keyword arguments. Raises ConfigurationError for a URL whose scheme no installed plugin knows, and for
+    settings that do not exist or fit.
 
     Used as ``with app:`` it closes what it opened at the end: for scripts and tests that must leave no connection or
     thread behind. A long-running program need not.
@@ -110,9 +118,12 @@ class Ekiden(TaskSet):
         backend: str | None = None,
         include: Sequence[str] = (),
         task_cls: type[Task[..., Any]] | str | None = None,
+        config_source: object = None,
+        namespace: str | None = None,
         **settings: Any,
     ) -> None:
         caller = sys._getframe(1).f_globals
+        name, settings = _celerys_arguments(name, settings)
         super().__init__(name or str(caller.get("__name__", "ekiden")))
         if task_cls is not None:
             self.Task = _task_class(task_cls)
@@ -131,6 +142,8 @@ class Ekiden(TaskSet):
             self.conf.result_backend = backend
         if include:
             self.conf.include = tuple(include)
+        if config_source is not None:
+            self.config_from_object(config_source, namespace=namespace)
         self._check_urls()
         self.conf.check_url = _check_scheme
         self.control = Control(self)
@@ -147,6 +160,23 @@ class Ekiden(TaskSet):
 
     def __repr__(self) -> str:
         return f"<Ekiden {self.name}>"
+
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("app", self, name)
+
+    @property
+    def main(self) -> str:
+        """The app's name, as Celery calls it."""
+        return self.name
+
+    @property
+    def task_cls(self) -> type[Task[..., Any]]:
+        """The class of tasks that name no ``base``."""
+        return self.Task
 
     def set_default(self) -> None:
         """Have shared tasks (``@shared_task``) sent through this app."""
@@ -457,6 +487,12 @@ class Ekiden(TaskSet):
             values = only_settings(values, namespace)
         self.conf.assign(values, places_of(found, values), namespace=namespace)
 
+    def config_from_envvar(self, variable: str, *, namespace: str | None = None) -> None:
+        """``config_from_object`` of what the environment variable names. Raises ConfigurationError if it is not set."""
+        if not os.environ.get(variable):
+            raise ConfigurationError(f"the environment variable {variable} is not set; it names a module of settings.")
+        self.config_from_object(os.environ[variable], namespace=namespace)
+
     def _read_project_settings(self) -> None:
         path = self.project_root / "pyproject.toml"
         try:
@@ -522,6 +558,26 @@ class Ekiden(TaskSet):
 def _check_scheme(setting: str, url: str) -> None:
     """Raise ConfigurationError for a URL that no installed plugin can open."""
     plugins.check_installed(plugins.TRANSPORTS if setting == "broker_url" else plugins.BACKENDS, parse_url(url))
+
+
+def _celerys_arguments(name: str | None, settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The name and settings of an app out of what ``Celery(...)`` takes. Raises ConfigurationError for its parts."""
+    if not settings:
+        return name, settings
+    from ekiden.celery_names import ARGUMENTS_OF_AN_APP  # only for apps with settings of their own
+
+    if settings.keys().isdisjoint({*ARGUMENTS_OF_AN_APP, "main", "changes", "strict_typing", *_NEED_NOTHING}):
+        return name, settings
+    left = {each: value for each, value in settings.items() if each not in _NEED_NOTHING}
+    for each in ARGUMENTS_OF_AN_APP.keys() & left.keys():
+        if left.pop(each) is not None:
+            raise ConfigurationError(f"an app takes no {each}=: {ARGUMENTS_OF_AN_APP[each]}.")
+    if "strict_typing" in left:
+        left["task_typing"] = left.pop("strict_typing")
+    return left.pop("main", None) or name, {**(left.pop("changes", None) or {}), **left}
+
+
+_NEED_NOTHING = ("autofinalize", "set_as_current")
 
 
 def _task_class(given: type[Task[..., Any]] | str) -> type[Task[..., Any]]:

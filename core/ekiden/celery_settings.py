@@ -2,7 +2,7 @@
 
     translated(name, value)   the setting that a Celery name means here, or None for one that needs nothing done
 
-Names are those of Celery's page "Configuration and defaults" (5.6), lower-case; the upper-case names of before 4.0 and
+Names are those of Celery's page "Configuration and defaults" (5.7), lower-case; the upper-case names of before 4.0 and
 names with the prefix ``CELERY_`` are understood as well. A setting that ekiden can ignore without anything being lost
 or done differently is accepted; for each other one there is a sentence.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ekiden.errors import ConfigurationError
+from ekiden.times import shown
 
 _Accepts = Callable[[Any], bool]
 
@@ -26,10 +27,13 @@ def translated(name: str, value: Any) -> tuple[str, Any] | None:
     if name in _SAME_MEANING:
         return _SAME_MEANING[name], value
     if name in _CONVERTED:
-        return _CONVERTED[name](value)
+        try:
+            return _CONVERTED[name](value)
+        except TypeError as error:  # a value of a kind that Celery's setting has not, either
+            raise ConfigurationError(f"it cannot be {shown(value)}: {error}") from error
     if name in _ACCEPTED:
         accepts, sentence = _ACCEPTED[name]
-        if accepts(value):
+        if _is_accepted(accepts, value):
             return None
         raise ConfigurationError(sentence)
     if name in _REFUSED:
@@ -47,8 +51,11 @@ def current_name(name: str) -> str:
     lowered = name.lower()
     if lowered in _OLD_NAMES:
         return _OLD_NAMES[lowered]
-    bare = lowered.removeprefix("celery_")
-    return bare if is_celerys(bare) else lowered
+    for old, new in _OLD_PREFIXES:
+        current = new + lowered.removeprefix(old)
+        if lowered.startswith(old) and (is_celerys(current) or current.startswith(tuple(_BY_PREFIX))):
+            return current
+    return lowered
 
 
 def is_celerys(name: str) -> bool:
@@ -106,6 +113,9 @@ _SAME_MEANING = {
     "worker_soft_shutdown_timeout": "worker_grace",
 }
 
+_OLD_PREFIXES = (("celeryd_", "worker_"), ("celerybeat_", "beat_"), ("celery_", ""), ("celery_", "task_"))
+"""Where only the beginning of a name differs: a namespace, or before Celery 4 the part of the program."""
+
 _OLD_NAMES = {
     "celery_accept_content": "accept_content",
     "celery_acks_late": "task_acks_late",
@@ -131,6 +141,7 @@ _OLD_NAMES = {
     "celery_ignore_result": "task_ignore_result",
     "celery_imports": "imports",
     "celery_include": "include",
+    "celery_max_cached_results": "result_cache_max",
     "celery_message_compression": "task_compression",
     "celery_queue_ha_policy": "task_queue_ha_policy",
     "celery_queues": "task_queues",
@@ -138,6 +149,10 @@ _OLD_NAMES = {
     "celery_redirect_stdouts_level": "worker_redirect_stdouts_level",
     "celery_redis_max_connections": "redis_max_connections",
     "celery_result_backend": "result_backend",
+    "celery_result_db_short_lived_sessions": "database_short_lived_sessions",
+    "celery_result_db_tablenames": "database_table_names",
+    "celery_result_dburi": "database_url",
+    "celery_result_engine_options": "database_engine_options",
     "celery_result_exchange": "result_exchange",
     "celery_result_persistent": "result_persistent",
     "celery_result_serializer": "result_serializer",
@@ -275,6 +290,13 @@ _CONVERTED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
 # What asks for what is done anyway.
 
 
+def _is_accepted(accepts: _Accepts, value: Any) -> bool:
+    try:
+        return accepts(value)
+    except TypeError:  # a value of a kind that Celery's setting has not, either
+        return False
+
+
 def _anything(_value: Any) -> bool:
     return True
 
@@ -285,6 +307,14 @@ def _is_off(value: Any) -> bool:
 
 def _is_on(value: Any) -> bool:
     return bool(value)
+
+
+def _is_unsaid(value: Any) -> bool:
+    return value is None
+
+
+def _is_on_or_unsaid(value: Any) -> bool:
+    return value is None or bool(value)
 
 
 def _is_json(value: Any) -> bool:
@@ -308,6 +338,7 @@ def _is_time_zone(value: Any) -> bool:
         return False
 
 
+_FAILED_ARE_KEPT = "failed calls are settled and kept in the dead letters: task_dead_letter"
 _ONLY_JSON = "messages and results are JSON, and nothing else is accepted: write 'json', or delete the line"
 _EAGER = "there is no eager mode; use the pytest plugin's worker, or task.apply(): both run the worker's own code path"
 _LOGGING = "use --log-format text or json, or configure logging in a receiver of signals.setup_logging"
@@ -333,6 +364,7 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
     "broker_heartbeat_checkrate": (_anything, ""),
     "broker_login_method": (_anything, ""),
     "broker_native_delayed_delivery_queue_type": (_anything, ""),
+    "broker_pool_acquire_timeout": (_anything, ""),
     "broker_pool_limit": (_anything, ""),
     "result_backend_always_retry": (_is_on, "backends always reconnect; delete the line"),
     "result_backend_base_sleep_between_retries_ms": (_anything, ""),
@@ -340,15 +372,16 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
     "result_backend_max_retries": (_anything, ""),
     "result_backend_thread_safe": (_anything, ""),
     "result_cache_max": (_anything, ""),
+    "result_chord_expires": (_anything, ""),
     "result_chord_join_timeout": (_anything, ""),
     "result_chord_retry_interval": (_anything, ""),
     "result_compression": (_is_off, "results are not compressed; delete the line"),
     "result_extended": (_anything, ""),
+    "result_failure_expires": (_is_unsaid, "results of failures are kept as long as all others: result_expires"),
     "result_persistent": (_anything, ""),
-    "task_acks_on_failure_or_timeout": (
-        _is_on,
-        "failed calls are settled and kept in the dead letters: task_dead_letter",
-    ),
+    "task_acks_on_failure": (_is_on_or_unsaid, _FAILED_ARE_KEPT),
+    "task_acks_on_failure_or_timeout": (_is_on, _FAILED_ARE_KEPT),
+    "task_acks_on_timeout": (_is_on_or_unsaid, _FAILED_ARE_KEPT),
     "task_allow_error_cb_on_chord_header": (_anything, ""),
     "task_always_eager": (_is_off, _EAGER),
     "task_compression": (_is_off, "messages are not compressed; delete the line"),
@@ -370,6 +403,8 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
     ),
     "task_reject_on_worker_lost": (_is_on, "a message always comes back when its worker dies: see task_max_deliveries"),
     "task_remote_tracebacks": (_anything, ""),
+    "task_repr_maxlevels": (_anything, ""),
+    "task_retry_on_worker_lost": (_anything, ""),
     "task_send_sent_event": (_anything, ""),
     "task_store_eager_result": (_anything, ""),
     "task_store_errors_even_if_ignored": (_is_off, "failed calls are kept in the dead letters: see task_dead_letter"),
@@ -377,6 +412,7 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
     "worker_deduplicate_successful_tasks": (_anything, ""),
     "worker_detect_quorum_queues": (_anything, ""),
     "worker_direct": (_is_off, "name the queue with --queues on the one worker that is to serve it"),
+    "worker_disable_prefetch": (_anything, ""),
     "worker_disable_rate_limits": (_is_off, "tasks without rate_limit have none; delete the line"),
     "worker_enable_prefetch_count_reduction": (_anything, ""),
     "worker_enable_remote_control": (_anything, ""),
@@ -388,10 +424,12 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
         "the worker leaves the root logger alone where it has a handler; delete the line",
     ),
     "worker_log_color": (_anything, ""),
+    "worker_log_datefmt": (_is_off, _LOGGING),
     "worker_log_format": (_is_off, _LOGGING),
     "worker_lost_wait": (_anything, ""),
     "worker_pool_putlocks": (_anything, ""),
     "worker_pool_restarts": (_anything, ""),
+    "worker_pool_start_method": (_anything, ""),
     "worker_prefetch_multiplier": (_anything, ""),
     "worker_proc_alive_timeout": (_anything, ""),
     "worker_redirect_stdouts": (
@@ -401,6 +439,7 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
     "worker_redirect_stdouts_level": (_anything, ""),
     "worker_send_task_events": (_anything, ""),
     "worker_state_db": (_anything, ""),
+    "worker_task_log_datefmt": (_is_off, _LOGGING),
     "worker_task_log_format": (_is_off, _LOGGING),
     "worker_timer_precision": (_anything, ""),
     "beat_schedule": (_is_off, "there are no schedules yet; have a timer of the system send the calls: `ekiden call`"),
@@ -410,13 +449,26 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
 
 _MOST_PRIORITIES = 10
 
+_IN_BROKER_URL = "say it in broker_url: redis://USER:PASSWORD@HOST:PORT/NAME"
+_JSON_RUNS_NO_CODE = "messages are JSON and run no code; who may write them is the broker's to say"
+
 _REFUSED = {
+    "broker_host": _IN_BROKER_URL,
+    "broker_password": _IN_BROKER_URL,
+    "broker_port": _IN_BROKER_URL,
     "broker_read_url": "an app has one broker: broker_url",
+    "broker_transport": _IN_BROKER_URL,
+    "broker_user": _IN_BROKER_URL,
+    "broker_vhost": _IN_BROKER_URL,
     "broker_write_url": "an app has one broker: broker_url",
     "broker_use_ssl": "say it in broker_url: its scheme (rediss://, amqps://), and options after ?",
     "database_create_tables_at_setup": "results are kept at the broker, or where result_backend says",
     "override_backends": "a backend is a plugin, found by the scheme of its URL: see docs/writing-a-transport.md",
     "redis_backend_use_ssl": "say it in result_backend: rediss://, and options after ?",
+    **dict.fromkeys(
+        ("security_cert_store", "security_certificate", "security_digest", "security_key", "security_key_password"),
+        _JSON_RUNS_NO_CODE,
+    ),
     "task_cls": "give the app task_cls= where it is made",
     "task_queue_expires": "queues are not deleted by themselves",
     "task_send_error_emails": "connect to signals.task_failure and send the mail yourself",
@@ -458,7 +510,7 @@ _BY_PREFIX: dict[str, str | None] = {
     "result_exchange": None,
     "broker_": "say it in broker_url, as options after ?",
     "result_backend_": "say it in result_backend, as options after ?",
-    "security_": "messages are JSON and run no code; who may write them is the broker's to say",
+    "security_": _JSON_RUNS_NO_CODE,
     **dict.fromkeys(
         (
             "arangodb_",

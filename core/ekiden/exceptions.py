@@ -27,6 +27,7 @@ from ekiden.errors import (
     WorkerLostError,
 )
 
+CeleryError = EkidenError
 TaskRevokedError = TaskRevoked
 ImproperlyConfigured = ConfigurationError
 OperationalError = BrokerUnavailable
@@ -37,6 +38,7 @@ __all__ = [
     "BackendRefused",
     "BrokerRefused",
     "BrokerUnavailable",
+    "CeleryError",
     "ConfigurationError",
     "EkidenError",
     "Ignore",
@@ -62,3 +64,9 @@ __all__ = [
     "TransportError",
     "WorkerLostError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    from ekiden.celery_names import missing_name  # only for a name that is not here
+
+    raise missing_name(__name__, name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from ekiden.loggers import safe_logger
 
@@ -42,6 +42,13 @@ class Signal:
 
     def __repr__(self) -> str:
         return f"<Signal {self.name}({', '.join(self.fields)})>"
+
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("signal", self, name)
 
     @overload
     def connect(

@@ -98,6 +98,9 @@ def get_task_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+get_logger = get_task_logger
+
+
 def add_task(record: logging.LogRecord) -> bool:
     """Give a record ``task_id`` and ``task_name``: of the task in whose body it was logged, or empty."""
     request = sys.modules.get("ekiden.request")  # a supervisor logs, too, and runs no bodies
@@ -136,3 +139,9 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = storable(self.formatException(record.exc_info))
         return printable_json(msgspec.json.encode(line))
+
+
+def __getattr__(name: str) -> object:
+    from ekiden.celery_names import missing_name  # only for a name that is not here
+
+    raise missing_name(__name__, name)

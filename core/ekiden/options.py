@@ -142,6 +142,8 @@ def _celerys_taken(task_name: str, given: Mapping[str, object]) -> dict[str, obj
 def read_annotations(given: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Annotations:
     """Check ``task_annotations``. Raises ConfigurationError that names the entry."""
     merged: dict[str, Mapping[str, Any]] = {}
+    if not isinstance(given, Mapping | list | tuple):
+        raise ConfigurationError(f"task_annotations: {given!r} is no mapping of task names to options.")
     for each in [given] if isinstance(given, Mapping) else given:
         if not isinstance(each, Mapping):
             raise ConfigurationError(f"task_annotations: {each!r} is no mapping of task names to options.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,17 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     called_directly: bool = False
     is_eager: bool = False
     limits: tuple[float | None, float | None] = (None, None)
+
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("request", self, name)
+
+    def get(self, name: str, default: object = None) -> object:
+        """An attribute by its name, or ``default``."""
+        return getattr(self, name, default)
 
     @property
     def id(self) -> str:

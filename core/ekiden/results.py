@@ -318,6 +318,13 @@ class AsyncResult(Generic[R_co]):
     def __repr__(self) -> str:
         return f"<AsyncResult {self.id}>"
 
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("result", self, name)
+
     def __str__(self) -> str:
         return self.id
 
@@ -326,6 +333,18 @@ class AsyncResult(Generic[R_co]):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    TimeoutError = ResultTimeout
+
+    @property
+    def app(self) -> ResultSource:
+        """The app that it asks."""
+        return self._source
+
+    @property
+    def backend(self) -> Backend:
+        """The backend, opened when first asked for."""
+        return self._source.opened_backend()
 
     @property
     def task_id(self) -> str:
@@ -486,6 +505,8 @@ class AsyncResult(Generic[R_co]):
         """Raise what the task raised, if it has failed; else return its result, or None before there is one."""
         stored = self._stored()
         return None if stored is None else self._returned(stored, propagate=True)
+
+    maybe_reraise = maybe_throw
 
     def _stored(self) -> StoredResult | None:
         if self._final is not None:

@@ -204,7 +204,13 @@ class Settings:
         try:
             found = translated_setting(name, None)
         except ConfigurationError as error:
-            raise AttributeError(str(error)) from None
+            from ekiden.celery_names import ATTRIBUTES, missing_attribute  # only for a name that is not here
+
+            raise (
+                missing_attribute("settings", self, name)
+                if name in ATTRIBUTES["settings"]
+                else AttributeError(str(error))
+            ) from None
         if found is None:
             raise AttributeError(f"the setting {name!r} has not been assigned; ekiden does not need it")
         value: object = getattr(self, found[0])

@@ -43,3 +43,9 @@ __all__ = [
     "worker_shutdown",
     "worker_shutting_down",
 ]
+
+
+def __getattr__(name: str) -> object:
+    from ekiden.celery_names import missing_name  # only for a name that is not here
+
+    raise missing_name(__name__, name)

@@ -122,6 +122,13 @@ class Signature(msgspec.Struct, frozen=True):
     on_error: tuple[Signature, ...] = ()
     sender: Sender | None = None
 
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("signature", self, name)
+
     def delay(self, /, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send it now, with ``args`` before its own and ``kwargs`` over its own."""
         return self.apply_async(args, kwargs)

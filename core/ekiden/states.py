@@ -60,3 +60,9 @@ def may_follow(old_state: str, old_step: int, new_state: str, new_step: int) -> 
 
 PENDING, STARTED, PROGRESS, RETRY = State.PENDING, State.STARTED, State.PROGRESS, State.RETRY
 SUCCESS, FAILURE, REVOKED, EXPIRED = State.SUCCESS, State.FAILURE, State.REVOKED, State.EXPIRED
+
+
+def __getattr__(name: str) -> object:
+    from ekiden.celery_names import missing_name  # only for a name that is not here
+
+    raise missing_name(__name__, name)

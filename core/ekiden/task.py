@@ -19,14 +19,21 @@ from copy import copy
 from datetime import datetime
 from itertools import islice
 from types import MethodType
-from typing import Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Never, NoReturn, ParamSpec, Protocol, Self, TypeVar, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from ekiden import hooks
 from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, resolved
-from ekiden.errors import ConfigurationError, MaxRetriesExceededError, MisuseError, Retry, TaskArgumentsError
+from ekiden.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    MaxRetriesExceededError,
+    MisuseError,
+    Retry,
+    TaskArgumentsError,
+)
 from ekiden.kinds import reader_of
 from ekiden.message import HeaderValue, Message, Published, new_id
 from ekiden.options import (
@@ -95,6 +102,28 @@ def _of_no_app(task_name: str) -> TaskApp:
     raise MisuseError(f"{task_name} belongs to no app: app.register_task() declares it.")
 
 
+class _Declared:
+    """An option as it holds for a task: what was declared, else the setting, under Celery's name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, task: None, kind: type) -> Self: ...
+    @overload
+    def __get__(self, task: Task[..., Any], kind: type) -> Any: ...
+    def __get__(self, task: Task[..., Any] | None, kind: type) -> Any:
+        if task is None:
+            return self
+        return task._holds(self._name)
+
+    def __set__(self, task: Task[..., Any], value: object) -> NoReturn:
+        raise AttributeError(
+            f"{self._name} of a task is declared, not assigned: write @app.task({self._name}=...), an attribute of the "
+            "class, or the setting task_annotations."
+        )
+
+
 class Task(Generic[P, R]):
     """A task of one app. Subclass it, and declare with ``base=``, to add handlers or attributes.
 
@@ -103,6 +132,22 @@ class Task(Generic[P, R]):
     """
 
     is_async = False
+    MaxRetriesExceededError = MaxRetriesExceededError
+    OperationalError = BrokerUnavailable
+
+    max_retries = _Declared("max_retries")
+    """Tries after the first; None is without end."""
+    default_retry_delay = _Declared("default_retry_delay")
+    rate_limit = _Declared("rate_limit")
+    time_limit = _Declared("time_limit")
+    soft_time_limit = _Declared("soft_time_limit")
+    ignore_result = _Declared("ignore_result")
+    acks_late = _Declared("acks_late")
+    track_started = _Declared("track_started")
+    throws = _Declared("throws")
+    typing = _Declared("typing")
+    priority = _Declared("priority")
+    expires = _Declared("expires")
 
     def __init__(
         self,
@@ -134,6 +179,13 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
+
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("task", self, name)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here, as if it were no task."""
@@ -365,6 +417,29 @@ class Task(Generic[P, R]):
         conf = self.app.conf
         return policy(conf, self.declared(conf))
 
+    def _holds(self, option: str) -> Any:
+        """What an option is for this task; of one that no app has included, by the settings' defaults."""
+        try:
+            conf = self.app.conf
+        except MisuseError:
+            conf = Settings()
+        declared = self.declared(conf)
+        match option:
+            case "acks_late":
+                return not policy(conf, declared).acks_early
+            case "rate_limit":
+                return conf.task_default_rate_limit if declared.rate_limit is UNSET else declared.rate_limit
+            case "priority" | "expires":
+                said = getattr(declared, option)
+                return None if said is UNSET else said
+            case _:
+                return getattr(policy(conf, declared), option)
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of its app, opened when first asked for."""
+        return self.app.opened_backend()
+
     # Inside a body.
 
     @property
@@ -372,11 +447,6 @@ class Task(Generic[P, R]):
         """The call that is being executed; outside a worker one with ``called_directly``."""
         execution = running.get()
         return _DIRECT if execution is None else execution.request
-
-    @property
-    def max_retries(self) -> int | None:
-        """Tries after the first; None is without end."""
-        return self._policy().max_retries
 
     def retry(  # noqa: PLR0917 - Celery's order
         self,

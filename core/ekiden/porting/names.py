@@ -10,7 +10,7 @@ from types import ModuleType
 
 import msgspec
 
-from ekiden.celery_names import MISSING
+from ekiden import celery_names
 
 MODULES = {
     "celery": "ekiden",
@@ -25,6 +25,7 @@ MODULES = {
     "celery.signals": "ekiden.signals",
     "celery.states": "ekiden.states",
     "celery.utils.log": "ekiden.logs",
+    "kombu.exceptions": "ekiden.exceptions",
 }
 """By Celery's module: the one here that has the same names."""
 
@@ -51,11 +52,7 @@ def moved(module: str, name: str) -> Moved | None:
 
 def instead_of(module: str, name: str) -> str:
     """What to do about a name, or a whole module (``*``), that is missing here."""
-    if f"celery:{name}" in MISSING:
-        return MISSING[f"celery:{name}"]
-    parts = module.split(".")
-    found = (MISSING.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
-    return next((sentence for sentence in found if sentence), "ekiden has nothing of that name")
+    return celery_names.instead_of(module, name) or "ekiden has nothing of that name"
 
 
 def _has(module: str, name: str) -> bool:
