@@ -31,6 +31,7 @@ from ekiden.errors import (
     TransportError,
 )
 from ekiden.job import Job, signal_revoked
+from ekiden.locks import Flag
 from ekiden.loggers import safe_logger
 from ekiden.results import Backend
 from ekiden.transport import Listener
@@ -74,7 +75,7 @@ class ControlListener:
         """Hear what is broadcast from now on. Raises BrokerUnavailable."""
         self._listener = self._app.opened_transport().listen(CONTROL_TOPIC)
 
-    def claim_name(self, name: str, instance: str, stopping: threading.Event) -> bool:
+    def claim_name(self, name: str, instance: str, stopping: Flag) -> bool:
         """Take a name that somebody chose, for the supervisor ``instance``; call it after ``subscribe``.
 
         Waits for an objection. Returns False when the worker was ``stopping`` before the name was its own. Raises

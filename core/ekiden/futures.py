@@ -22,6 +22,7 @@ from ekiden.errors import (
     TransportCrashed,
     UnknownResult,
 )
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.message import Message, Published
 from ekiden.options import Publishing
@@ -99,7 +100,7 @@ class PublishingThread:
             if self._failure is not None:
                 raise _publishing_failed(self._failure)
             if self._thread.ident is None:
-                self._thread.start()
+                start_thread(self._thread)
             self._queue.put(awaited)
         # The transport, which knows more of the trouble, has the first word.
         seconds = max(0.0, deadline - time.monotonic()) + _LAST_WORD_SECONDS
@@ -239,7 +240,7 @@ class WaitingThread:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._mutex = threading.Lock()
-        self._wanted = threading.Event()
+        self._wanted = Flag()
         self._callbacks: dict[str, list[Callback]] = {}
         self._closed = False
         self._failed = False
@@ -257,7 +258,7 @@ class WaitingThread:
             was_waiting = self._wanted.is_set()
             self._wanted.set()
             if self._thread.ident is None:
-                self._thread.start()
+                start_thread(self._thread)
         if is_new and was_waiting:
             self._backend.wake()
 

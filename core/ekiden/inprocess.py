@@ -11,6 +11,7 @@ import msgspec
 
 from ekiden.app import Ekiden
 from ekiden.errors import ConfigurationError, TransportClosed
+from ekiden.locks import start_thread
 from ekiden.modules import is_body_process
 from ekiden.plan import WorkerOptions
 from ekiden.worker import Worker
@@ -33,7 +34,7 @@ class InProcessWorker:
                 "a module that starts a worker when it is imported cannot be imported by a body process, which would "
                 'start one, too: put app.worker() under if __name__ == "__main__".'
             )
-        self._thread.start()
+        start_thread(self._thread)
         while not self.worker.ready.wait(0.05):
             if not self._thread.is_alive():
                 break

@@ -40,6 +40,7 @@ from ekiden.errors import (
     TransportClosed,
     TransportCrashed,
 )
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.message import (
     DEFAULT_PRIORITY,
@@ -111,7 +112,7 @@ class Connection:
         self._process_id = os.getpid()
         self._publisher = Publisher(lambda: self._transport)
         self._opening = threading.Lock()
-        self._over = threading.Event()
+        self._over = Flag()
         self._queues: dict[str, Queue] = {}
         self._renewing: threading.Thread | None = None
 
@@ -172,7 +173,7 @@ class Connection:
         with self._opening:
             if self._renewing is None or not self._renewing.is_alive():
                 renewing = threading.Thread(target=self._renew, name="ekiden-messaging-renew")
-                renewing.start()
+                start_thread(renewing)
                 self._renewing = renewing
         return consumer
 

@@ -46,6 +46,7 @@ from ekiden.errors import (
     TransportError,
     UnknownResult,
 )
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.message import REPLY_PREFIX, Delivery, Ending
 from ekiden.replies import read_reply
@@ -105,7 +106,7 @@ class _Opening:
 
     def __init__(self, run: Callable[[_Opening], None]) -> None:
         self._error: BaseException | None = None
-        self._opened = threading.Event()
+        self._opened = Flag()
         self._starting = threading.Lock()
         self._thread = threading.Thread(target=run, args=(self,), name="ekiden-replies", daemon=True)
 
@@ -118,7 +119,7 @@ class _Opening:
         """Start the thread, once, and wait until it has opened the queue. Raises why it could not."""
         with self._starting:
             if self._thread.ident is None:
-                self._thread.start()
+                start_thread(self._thread)
         if not self._opened.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
             raise BrokerUnavailable(f"{url}: no reply queue could be opened in time; the broker does not answer.")
         error = self._error
@@ -165,7 +166,7 @@ class RpcBackend(Backend):
         self._waits: set[_Wait] = set()
         self._consumer: Consumer | None = None
         self._opening: _Opening | None = None
-        self._closed = threading.Event()
+        self._closed = Flag()
         self._opened_transport: Callable[[], Transport] | None = None
 
     # The caller's side.

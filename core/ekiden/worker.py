@@ -44,6 +44,7 @@ from ekiden.errors import (
 )
 from ekiden.execution import with_last_error
 from ekiden.job import Job, Work, signal_revoked
+from ekiden.locks import Flag
 from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery, Message
 from ekiden.options import Policy, check_limits
@@ -117,10 +118,10 @@ class Worker:
         self._policies = {name: self.policy(task) for name, task in app.tasks.items()}
         self._check_policies()
         self._held: dict[int, Job] = {}
-        self._room = threading.Event()
-        self._stopping = threading.Event()
-        self._at_once = threading.Event()
-        self.ready = threading.Event()
+        self._room = Flag()
+        self._stopping = Flag()
+        self._at_once = Flag()
+        self.ready = Flag()
         self.recycled = False
         self._failure: BaseException | None = None
         self._settler: Settler | None = None

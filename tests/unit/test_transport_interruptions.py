@@ -39,7 +39,7 @@ for line in sys.stdin:
         print(error, flush=True)
 """
 
-MODULES = {"sqlite": "ekiden.sqlite", "spool": "examples.spool"}
+MODULES = {"sqlite": "ekiden.sqlite", "polled": "ekiden.sqlite", "spool": "examples.spool"}
 
 
 def opened(url: str) -> Transport:
@@ -54,6 +54,7 @@ class Ground:
         self.module = MODULES[kind]
         self.url = {
             "sqlite": f"sqlite:///{directory}/x.db?busy_timeout=0.5",
+            "polled": f"sqlite:///{directory}/x.db?busy_timeout=0.5&wake=poll",
             "spool": f"spool:///{directory}/x.json",
         }[kind]
         self.transport = opened(self.url)
@@ -223,7 +224,7 @@ def test_a_call_to_the_result_store_that_is_interrupted_holds_up_nobody(ground: 
     assert backend.get([result.task_id]) == [result]
 
 
-@with_results
+@pytest.mark.parametrize("kind", ["sqlite", "polled"])
 def test_a_wait_that_was_interrupted_can_be_repeated(ground: Ground) -> None:
     backend = ground.backend
     assert backend is not None
@@ -259,7 +260,7 @@ def test_opening_the_file_can_be_interrupted(tmp_path: Path) -> None:
         open_and_publish(current)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["sqlite", "polled", "spool"])
 def test_a_storm_of_real_signals_holds_up_nobody(ground: Ground) -> None:
     interruptions, published = 0, 0
     give_up = time.monotonic() + 60

@@ -18,19 +18,20 @@ import os
 import select
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Protocol
 
+from ekiden.locks import Flag
 from ekiden.private_files import make_private_directory
 
 LONGEST_ADDRESS = 100
 """Bytes; Linux takes 107, macOS 103."""
 
 POLL_SECONDS = 0.02
+_TAKEN_OVER_AFTER_SECONDS = 0.2
 _NAME_LENGTH = 8 + 1 + 8
 _DIRECTORY_SETTLES_NS = 100_000_000
 """A directory that changed less than this before it was listed may have changed since without a new time stamp."""
@@ -203,23 +204,30 @@ class PollingBell:
     """Waits until the file has changed. Of all who wait in one process, one looks at it for everybody."""
 
     def __init__(self, looking: Looking) -> None:
+        self.called = Flag()
         self._looking = looking
         self._seen = looking.look()
         self._rung = False
 
     def wait(self, timeout: float) -> None:
-        end = time.monotonic() + timeout
-        with self._looking.news:
-            while not self._rung and self._seen == self._looking.version and time.monotonic() < end:
-                self._looking.wait(end - time.monotonic())
-            self._rung = False
-            self._seen = self._looking.version
-            self._looking.news.notify()  # if this one was looking, another takes over
+        looking, end = self._looking, time.monotonic() + timeout
+        looking.waiting[self] = None
+        try:
+            while True:
+                self.called.clear()
+                left = end - time.monotonic()
+                if self._rung or self._seen != looking.version or left <= 0:
+                    break
+                looking.wait(self, left)
+        finally:
+            looking.waiting.pop(self, None)
+            looking.hand_over(self)
+        self._rung = False
+        self._seen = looking.version
 
     def ring(self) -> None:
-        with self._looking.news:
-            self._rung = True
-            self._looking.news.notify_all()
+        self._rung = True
+        self.called.set()
 
     def close(self) -> None:
         self.ring()
@@ -229,37 +237,45 @@ class PollingBell:
 
 
 class Looking:
-    """How the pollers of one process look at the file: ``version`` is what was last seen. ``news`` guards it all."""
+    """How the pollers of one process look at the file: ``version`` is what was last seen.
+
+    No lock is held while they wait, so that an exception out of a signal handler leaves none taken. Who looks says so
+    by an assignment, and whoever finds that it has not looked for a while takes over; that two look harms nothing.
+    """
 
     def __init__(self, changes: Callable[[], int]) -> None:
-        self.news = threading.Condition()
+        self.waiting: dict[PollingBell, None] = {}
         self.version = -1
         self._changes = changes
-        self._somebody_looks = False
+        self._looker: PollingBell | None = None
+        self._looked_at = 0.0
 
     def look(self) -> int:
-        """The version of the file now."""
-        with self.news:
-            self._update()
-            return self.version
-
-    def wait(self, timeout: float) -> None:
-        """Wait for news, and look for them unless another waiter does. The caller holds ``news``."""
-        if self._somebody_looks:
-            self.news.wait(timeout)
-            return
-        self._somebody_looks = True
-        try:
-            self.news.wait(min(timeout, POLL_SECONDS))
-        finally:
-            self._somebody_looks = False
-        self._update()
-
-    def _update(self) -> None:
+        """The version of the file now; who waits for another one is called."""
+        self._looked_at = time.monotonic()
         version = self._changes()
         if version != self.version:
             self.version = version
-            self.news.notify_all()
+            for bell in list(self.waiting):
+                bell.called.set()
+        return version
+
+    def wait(self, bell: PollingBell, timeout: float) -> None:
+        """Wait for ``bell`` to be called, and look for news unless another waiter does."""
+        if self._looker is None or time.monotonic() - self._looked_at > _TAKEN_OVER_AFTER_SECONDS:
+            self._looker = bell
+        if self._looker is bell:
+            bell.called.wait(min(timeout, POLL_SECONDS))
+            self.look()
+        else:
+            bell.called.wait(min(timeout, _TAKEN_OVER_AFTER_SECONDS))
+
+    def hand_over(self, bell: PollingBell) -> None:
+        """``bell`` waits no more: if it was the one that looked, another one does."""
+        if self._looker is bell:
+            self._looker = None
+            for another in list(self.waiting)[:1]:
+                another.called.set()
 
 
 @lru_cache(maxsize=4096)

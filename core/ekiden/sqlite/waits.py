@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from ekiden.errors import BackendError
-from ekiden.locks import release_if_held
+from ekiden.locks import release_if_held, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 from ekiden.sqlite import statements
@@ -133,7 +133,7 @@ class Waits:
         self._forget_at = time.monotonic() + PENDING_KEPT_SECONDS
         # Known before it runs: whoever is interrupted in ``start`` leaves no thread behind that nobody knows.
         self._thread = threading.Thread(target=self._run, name="ekiden-sqlite-results", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def _run(self) -> None:
         try:

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 from ekiden.errors import EkidenError
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client, Feed
@@ -98,7 +99,7 @@ class Changes:
         self.trouble_since: float | None = time.monotonic()
         self._lock = threading.Lock()  # guards _feed
         self._feed: Feed | None = None
-        self._closed = threading.Event()
+        self._closed = Flag()
         self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
     @property
@@ -109,7 +110,7 @@ class Changes:
     def start(self) -> None:
         """Begin to follow. Raises ``unavailable`` where the system has no more threads."""
         try:
-            self._thread.start()
+            start_thread(self._thread)
         except RuntimeError as error:
             raise self._client.errors.unavailable(f"no thread can be started for a feed: {error}.") from error
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.urls import Host
 
@@ -64,7 +65,7 @@ class Connections:
         self._away: frozenset[Host] = frozenset()
         self._first = self._hosts[0]
         self._looking: threading.Thread | None = None
-        self._ended = threading.Event()
+        self._ended = Flag()
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -172,10 +173,9 @@ class Connections:
         """Start the thread. The caller holds the lock."""
         thread = threading.Thread(target=self._look, name="ekiden-couchdb-hosts", daemon=True)
         try:
-            thread.start()
-        except (
-            RuntimeError
-        ) as error:  # no more threads: what is away is asked last, and forgotten with the next trouble
+            start_thread(thread)
+        except RuntimeError as error:
+            # No more threads: what is away is asked last, and forgotten with the next trouble.
             logger.warning("no thread can be started that finds CouchDB's nodes again: %s", error)
             self._away = frozenset()
             self._choose()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 from ekiden.errors import TransportClosed
+from ekiden.locks import Flag
 from ekiden.transport import Listener
 
 from ekiden_couchdb import events
@@ -44,10 +45,10 @@ class CouchDBListener(Listener):
         self._left = left
         self._lock = threading.Lock()
         self._receiving = threading.Lock()
-        self._news = threading.Condition(self._lock)
+        self._called = Flag()
         self._payloads: deque[bytes] = deque()
         self._known: OrderedDict[str, None] = OrderedDict()
-        self._closed = threading.Event()
+        self._closed = Flag()
         self._followed: dict[str, Changes] = {}
         self._lasts = events.is_lasting(client)
         events_now = self._wanted()
@@ -76,7 +77,7 @@ class CouchDBListener(Listener):
             if self._closed.is_set():
                 return
             self._closed.set()
-            self._news.notify_all()
+            self._called.set()
         with self._receiving:
             followed = list(self._followed.values())
             self._followed.clear()
@@ -144,26 +145,24 @@ class CouchDBListener(Listener):
             if len(self._known) > HEARD_REMEMBERED:
                 self._known.popitem(last=False)
             self._payloads.extend(event.payloads)
-            self._news.notify_all()
+            self._called.set()
 
     def _tell(self) -> None:
         """Have who receives look at the feed's state."""
-        with self._lock:
-            self._news.notify_all()
+        self._called.set()
 
     def _wait(self, seconds: float) -> list[bytes]:
         """What was heard; waits for something. Raises when the feed has been broken for as long as a call may take."""
         give_up = time.monotonic() + seconds
-        with self._lock:
-            while True:
-                if self._payloads:
-                    heard = list(self._payloads)
-                    self._payloads.clear()
-                    return heard
-                left = give_up - time.monotonic()
-                if self._closed.is_set() or left <= 0:
-                    return []
-                self._news.wait(min(left, self._trouble_lasts()))
+        while True:
+            self._called.clear()
+            with self._lock:
+                heard = list(self._payloads)
+                self._payloads.clear()
+            left = give_up - time.monotonic()
+            if heard or self._closed.is_set() or left <= 0:
+                return heard
+            self._called.wait(min(left, self._trouble_lasts()))
 
     def _trouble_lasts(self) -> float:
         """How long the trouble that there is may still last. Raises it when that is over."""

@@ -19,6 +19,7 @@ from random import randrange
 from uuid import uuid4
 
 from ekiden.errors import EkidenError
+from ekiden.locks import start_thread
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import BulkOutcome, Client
@@ -99,7 +100,7 @@ class Ringer:
             return
         thread = threading.Thread(target=self._run, name="ekiden-couchdb-rings", daemon=True)
         try:
-            thread.start()
+            start_thread(thread)
         except RuntimeError as error:  # no more threads: whoever rings next writes it
             logger.warning("no thread can be started that rings: %s", error)
         else:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from ekiden.locks import Flag
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.changes import Change, Changes
@@ -152,7 +153,7 @@ class Waiter:
     def __init__(self, signals: Signals, queues: Sequence[str]) -> None:
         self.queues = frozenset(queues)
         self._signals = signals
-        self._woken = threading.Event()
+        self._woken = Flag()
 
     def wait(self, seconds: float) -> bool:
         """Until there is a reason to look, at most ``seconds``; whether there is one, also since the last wait.

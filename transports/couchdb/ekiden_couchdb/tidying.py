@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from ekiden.errors import EkidenError
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client
@@ -53,7 +54,7 @@ class Tidying:
         self._lock = threading.Lock()  # guards the thread, and when the next one begins
         self._next_at = time.monotonic() + TIDY_SECONDS * random()
         self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
+        self._closed = Flag()
         self._who = uuid4().hex
         self._indexed: dict[str, bool] = {}
         self._purgers: dict[str, Purger | None] = {}
@@ -67,7 +68,7 @@ class Tidying:
                 return
             thread = threading.Thread(target=self._run, name="ekiden-couchdb-tidies", daemon=True)
             try:
-                thread.start()
+                start_thread(thread)
             except RuntimeError as error:  # no more threads
                 logger.warning("no thread can be started that tidies the result store: %s", error)
                 self._next_at = time.monotonic() + TIDY_SECONDS

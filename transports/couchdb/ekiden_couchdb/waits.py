@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from ekiden.errors import EkidenError
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 from ekiden.states import is_final
@@ -61,10 +62,10 @@ class Waits:
         self._followed: dict[str, float] = {}  # when somebody began to wait for each last
         self._forget_at = 0.0
         self._changes: Changes | None = None
-        self._began = threading.Event()
+        self._began = Flag()
         self._lingering: threading.Thread | None = None
         self._left_at = 0.0
-        self._closed = threading.Event()
+        self._closed = Flag()
 
     def wait(self, task_ids: Sequence[str], timeout: float) -> list[StoredResult]:
         """What of ``task_ids`` is final: at once when something is, else when something is, else after ``timeout``.
@@ -181,7 +182,7 @@ class Waits:
             if not self._waiting and self._changes is not None and self._lingering is None:
                 lingering = threading.Thread(target=self._linger, name="ekiden-couchdb-results-linger", daemon=True)
                 try:
-                    lingering.start()
+                    start_thread(lingering)
                 except RuntimeError as error:  # no more threads: the feed goes on until the next wait ends
                     logger.warning("no thread can be started that ends the feed of results: %s", error)
                 else:
@@ -198,7 +199,7 @@ class Waits:
     def _begin(self) -> None:
         """Have the feed begin, if there is none. The caller holds the lock."""
         if self._changes is None:
-            self._began = threading.Event()
+            self._began = Flag()
             self._followed.clear()
             changes = Changes(
                 self._client,
@@ -275,7 +276,7 @@ class _Wait:
         self.tasks = tasks
         self.until = until
         self.changed: set[str] = set()
-        self.called = threading.Event()
+        self.called = Flag()
         self.is_ended = False
         self.was_told = False
         self.look_again_at = 0.0

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ekiden.errors import TransportClosed, TransportError
+from ekiden.locks import Flag
 from ekiden.message import Delivery, Ending, Settled, SettleOutcome
 from ekiden.transport import Consumer
 
@@ -66,7 +67,7 @@ class MongoDBConsumer(Consumer):
         self._next_change: float | None = None
         self._trusts = False
         self._receiving = threading.Lock()
-        self._room_made = threading.Event()
+        self._room_made = Flag()
         self._stopped = False
         self._closed = False
         if self._claimer.open():

@@ -9,10 +9,12 @@ one that was cut off for a while misses nothing.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from ekiden.errors import EkidenError, TransportClosed
+from ekiden.locks import Flag
 from ekiden.transport import Listener
 
 from ekiden_mongodb.client import Client
@@ -27,13 +29,14 @@ _EVENT_BYTES = 1024 * 1024
 
 
 class MongoDBListener(Listener):
-    """One topic. ``_news`` guards what was heard and not received yet."""
+    """One topic. ``_lock`` guards what was heard and not received yet; ``_called`` is set when there is something."""
 
     def __init__(self, client: Client, topic: str, *, left: Callable[[MongoDBListener], None]) -> None:
         self._client = client
         self._topic = topic
         self._left = left
-        self._news = threading.Condition()
+        self._lock = threading.Lock()
+        self._called = Flag()
         self._heard: deque[bytes] = deque()
         self._closed = False
         feed = events(client)
@@ -45,50 +48,55 @@ class MongoDBListener(Listener):
             feed,
             thread_name="ekiden-mongodb-events",
             told=self._hear,
-            stopped=self._notify,
+            stopped=self._called.set,
             position=position,
             longest_poll=1.5,
         )
         self._watch.want(position.matching)
 
     def receive(self, timeout: float) -> list[bytes]:
-        with self._news:
-            if self._closed:
-                raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
-            self._news.wait_for(lambda: self._heard or self._closed or self._trouble(), max(0.0, timeout))
-            heard = list(self._heard)
-            self._heard.clear()
+        give_up = time.monotonic() + timeout
+        self._check_open()
+        while True:
+            self._called.clear()
+            with self._lock:
+                heard = list(self._heard)
+                self._heard.clear()
             trouble = self._trouble()
+            left = give_up - time.monotonic()
+            if heard or self._closed or trouble is not None or left <= 0:
+                break
+            self._called.wait(left)
         if trouble is not None and not heard and not self._closed:
             raise trouble
         return heard
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
+
     def close(self) -> None:
-        with self._news:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._news.notify_all()
+        self._called.set()
         self._watch.close()
         self._left(self)
 
     def abandon(self) -> None:
         """In a forked child: the thread is the parent's, and so is what it hears."""
-        self._news = threading.Condition()
+        self._lock = threading.Lock()
         self._closed = True
         self._watch.abandon()
 
     def _hear(self, events: Sequence[Document]) -> None:
-        with self._news:
+        with self._lock:
             for event in events:
                 payloads = event.get("payloads")
                 if isinstance(payloads, list):
                     self._heard.extend(bytes(payload) for payload in payloads if isinstance(payload, bytes))
-            self._news.notify_all()
-
-    def _notify(self) -> None:
-        with self._news:
-            self._news.notify_all()
+        self._called.set()
 
     def _trouble(self) -> EkidenError | None:
         """Why it could not be heard for as long as a call may take. Before, it may still be a short interruption."""

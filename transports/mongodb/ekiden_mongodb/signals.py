@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from bson import ObjectId
 from ekiden.errors import EkidenError
+from ekiden.locks import Flag
 
 from ekiden_mongodb.client import Client
 from ekiden_mongodb.feeds import Document, Feed
@@ -105,7 +106,7 @@ class Waiter:
     def __init__(self, signals: Signals, queues: Sequence[str]) -> None:
         self.queues = frozenset(queues)
         self._signals = signals
-        self._rung = threading.Event()
+        self._rung = Flag()
 
     def wait(self, seconds: float) -> bool:
         """Wait for a ring at most so long; whether there was one, also since the last wait."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ekiden.errors import EkidenError
+from ekiden.locks import Flag
 from ekiden.results import StoredResult
 
 from ekiden_mongodb.client import Client
@@ -191,7 +192,7 @@ class _Wait:
         self.found: dict[str, StoredResult] = {}
         self.is_ended = False
         self.error: EkidenError | None = None
-        self.called = threading.Event()
+        self.called = Flag()
 
     @property
     def is_over(self) -> bool:

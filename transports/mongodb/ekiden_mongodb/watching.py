@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import pymongo
 from ekiden.errors import EkidenError
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from pymongo import CursorType
 from pymongo.collection import Collection
@@ -106,7 +107,7 @@ class _ChangeStream:
         self._position = position
         self._await_seconds = await_seconds
         self._in_vain = 0
-        self._interrupted = threading.Event()
+        self._interrupted = Flag()
         # Change streams read what a majority has, and servers take no other word for it.
         self._cursor: CommandCursor[Document] = collection.with_options(read_concern=ReadConcern()).aggregate(
             stages, maxAwaitTimeMS=round(await_seconds * 1000), batchSize=1000
@@ -195,7 +196,7 @@ class _Poll:
         self._position = position
         self._longest_pause = longest_pause
         self._pause = 0.0
-        self._woken = threading.Event()
+        self._woken = Flag()
 
     def next(self) -> list[Document]:
         if self._woken.wait(self._pause):
@@ -266,7 +267,7 @@ class Watch:
         self._wanting = 0
         self._wanted_until = 0.0
         self._is_closed = False
-        self._called = threading.Event()  # the thread pauses: it is to go on
+        self._called = Flag()  # the thread pauses: it is to go on
 
     @property
     def level(self) -> str:
@@ -295,7 +296,7 @@ class Watch:
                 stream = self._stream
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._thread_name, daemon=True)
-                thread.start()
+                start_thread(thread)
                 self._thread = thread
             elif isinstance(self._stream, _Poll):
                 self._stream.interrupt()

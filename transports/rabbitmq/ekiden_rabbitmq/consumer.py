@@ -1,6 +1,6 @@
 """A consumer, as the threads that use it see it. ``intake`` is its other half, on the I/O thread.
 
-What is shared is guarded by the condition ``_lock``: ``receive`` takes what is parked and makes it held, ``settle`` and
+What is shared is guarded by ``_lock``: ``receive`` takes what is parked and makes it held, ``settle`` and
 ``release`` make what is held ended, the I/O thread adds what arrives, drops all of it when the channel is lost, and
 wakes whoever receives, once for everything that arrived together.
 
@@ -66,7 +66,7 @@ class RabbitMQConsumer(Consumer):
         intake: Intake,
         publisher: Publisher,
         *,
-        lock: threading.Condition,
+        lock: threading.RLock,
         server: str,
         name: str,
         prefetch: int,
@@ -90,15 +90,14 @@ class RabbitMQConsumer(Consumer):
         give_up = time.monotonic() + timeout
         intake = self._intake
         while True:
-            with self._lock:
-                self._check_open()
-                before = intake.receiving
-                try:
-                    intake.receiving = before + 1
-                    arrivals = self._take(limit, give_up)
-                finally:
-                    intake.receiving = before
-                    intake.left_at = time.monotonic()
+            self._check_open()
+            before = intake.receiving
+            try:
+                intake.receiving = before + 1
+                arrivals = self._take(limit, give_up)
+            finally:
+                intake.receiving = before
+                intake.left_at = time.monotonic()
             if intake.rest_timer is None:
                 self._io.post(intake.rest_later)
             deliveries = self._deliveries(arrivals)
@@ -190,9 +189,8 @@ class RabbitMQConsumer(Consumer):
             return [SETTLED if self._is_ours(delivery) else LOST for delivery in deliveries]
 
     def stop(self) -> None:
-        with self._lock:
-            self._intake.stopped = True
-            self._lock.notify_all()
+        self._intake.stopped = True
+        self._intake.called.set()
         self._io.post(self._intake.stop)
 
     def close(self) -> None:
@@ -207,7 +205,7 @@ class RabbitMQConsumer(Consumer):
             if self._closed:
                 return False
             self._closed = self._intake.stopped = True
-            self._lock.notify_all()
+        self._intake.called.set()
         self._io.not_at_crash(self._crashed)
         return True
 
@@ -220,24 +218,28 @@ class RabbitMQConsumer(Consumer):
         self._closed = True
 
     def _crashed(self, _error: TransportCrashed) -> None:
-        with self._lock:
-            self._lock.notify_all()
+        self._intake.called.set()
 
     # Receiving.
 
     def _take(self, limit: int, give_up: float) -> list[Arrival]:
-        """What can be handed out, within the time; with the lock."""
+        """What can be handed out, within the time."""
         self._call += 1
         call = _Call(self._call, limit, give_up)
         while not self._intake.stopped:
             self._io.check()
-            taken = self._take_now(call)
+            self._intake.called.clear()
+            with self._lock:
+                taken = self._take_now(call)
             if taken or not self._wait(call):
                 return taken
         return []
 
     def _take_now(self, call: _Call) -> list[Arrival]:
-        """What is here and may be handed out; or else say in ``call`` how long to wait for what, and have it done."""
+        """What is here and may be handed out; or else say in ``call`` how long to wait for what, and have it done.
+
+        The caller holds the lock.
+        """
         intake = self._intake
         call.until, call.nap = call.give_up, math.inf
         room = min(call.limit, self._prefetch - intake.held)
@@ -286,7 +288,7 @@ class RabbitMQConsumer(Consumer):
         until = call.until if error is None else call.give_up
         if now >= until:
             return False
-        self._lock.wait(min(until - now, call.nap, threading.TIMEOUT_MAX))
+        self._intake.called.wait(min(until - now, call.nap))
         return True
 
     def _hold(self, taken: list[Arrival], room: int) -> None:

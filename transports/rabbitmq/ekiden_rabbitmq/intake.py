@@ -34,6 +34,7 @@ import time
 from collections.abc import Sequence
 
 from ekiden.errors import BrokerRefused
+from ekiden.locks import Flag
 from ekiden.loggers import safe_logger
 
 from ekiden_rabbitmq import encoding, frames
@@ -82,7 +83,7 @@ class Intake:
         sources: Sources,
         prefix: str,
         prefetch: int,
-        lock: threading.Condition,
+        lock: threading.RLock,
     ) -> None:
         self.sources = sources
         self.channel: Channel | None = None
@@ -104,6 +105,7 @@ class Intake:
         self._bands = bands
         self._publisher = publisher
         self._lock = lock
+        self.called = Flag()  # who receives is to look
         self._subscriptions = Subscriptions(
             io,
             declarer,
@@ -435,9 +437,7 @@ class Intake:
         self.is_steady = self._subscribed and not self._adjust_asked and not self._subscriptions.is_settling_in
 
     def _wake(self) -> None:
-        with self._lock:
-            if self.receiving:
-                self._lock.notify_all()
+        self.called.set()
 
     def _look_for_missing(self) -> None:
         self._missing = True

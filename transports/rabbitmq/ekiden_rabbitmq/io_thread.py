@@ -30,6 +30,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from ekiden.errors import BrokerUnavailable, TransportClosed, TransportCrashed, TransportError
+from ekiden.locks import start_thread
 from ekiden.loggers import safe_logger
 from pika.adapters.select_connection import IOLoop
 
@@ -282,7 +283,7 @@ class IOThread:
             _quieten_pika()
             thread = threading.Thread(target=self._run, name=_THREAD_NAMES, daemon=True)
             try:
-                thread.start()
+                start_thread(thread)
             finally:
                 # An exception out of a signal handler may come before or after the thread has begun. Of two of them,
                 # the second finds the first one's loop, and ends.

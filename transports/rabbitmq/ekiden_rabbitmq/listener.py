@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from ekiden.errors import TransportClosed, TransportCrashed, TransportError
+from ekiden.locks import Flag
 from ekiden.transport import Listener
 
 from ekiden_rabbitmq import refusals
@@ -43,7 +44,8 @@ class RabbitMQListener(Listener):
         self._topic = topic
         self._server = server
         self._left = left
-        self._called = threading.Condition()
+        self._lock = threading.Lock()  # guards who closes
+        self._called = Flag()
         self._heard: list[bytes] = []
         self._closed = False
         self._error: BaseException | None = None
@@ -54,20 +56,22 @@ class RabbitMQListener(Listener):
 
     def receive(self, timeout: float) -> list[bytes]:
         give_up = time.monotonic() + timeout
-        with self._called:
-            if self._closed:
-                raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
-            while not self._heard and not self._closed:
-                self._io.check()
-                left = give_up - time.monotonic()
-                if left <= 0:
-                    if self._error is not None:
-                        doing = f"listening to the topic {self._topic}"
-                        raise refusals.refusal(self._error, self._server, doing=doing, right="read") from self._error
-                    break
-                self._called.wait(min(left, threading.TIMEOUT_MAX))
-            heard, self._heard = self._heard, []
-            return heard
+        if self._closed:
+            raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
+        while True:
+            self._called.clear()
+            heard = self._heard.copy()
+            del self._heard[: len(heard)]  # the I/O thread may append meanwhile
+            if heard or self._closed:
+                return heard
+            self._io.check()
+            left = give_up - time.monotonic()
+            if left <= 0:
+                if self._error is not None:
+                    doing = f"listening to the topic {self._topic}"
+                    raise refusals.refusal(self._error, self._server, doing=doing, right="read") from self._error
+                return []
+            self._called.wait(left)
 
     def close(self) -> None:
         if self.end():
@@ -77,11 +81,11 @@ class RabbitMQListener(Listener):
 
     def end(self) -> bool:
         """Hear no more; False if it was closed before. ``ended`` follows."""
-        with self._called:
+        with self._lock:
             if self._closed:
                 return False
             self._closed = True
-            self._called.notify_all()
+        self._called.set()
         self._io.not_at_crash(self._crashed)
         return True
 
@@ -97,7 +101,7 @@ class RabbitMQListener(Listener):
     # On the I/O thread.
 
     def _crashed(self, _error: TransportCrashed) -> None:
-        self._wake()
+        self._called.set()
 
     async def open(self) -> None:
         """Subscribe, and from then on whenever the connection is there again."""
@@ -142,7 +146,7 @@ class RabbitMQListener(Listener):
         topology = await self._declarer.topology()
         await self._declarer.exchange(topology.topics)
         channel = await self._connection.channel()
-        channel.on_burst = self._wake
+        channel.on_burst = self._called.set
         channel.on_closed = lambda _error: self._bell.ring()
         name, _ = await channel.declare_queue(topology.listener_queue())
         await channel.bind(BindQueue(name, topology.topics.name, topic_key(self._topic)))
@@ -152,7 +156,3 @@ class RabbitMQListener(Listener):
 
     def _hear(self, _number: int, _redelivered: bool, _properties: bytes, body: bytes) -> None:
         self._heard.append(body)
-
-    def _wake(self) -> None:
-        with self._called:
-            self._called.notify_all()

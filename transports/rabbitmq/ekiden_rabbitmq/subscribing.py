@@ -59,7 +59,7 @@ class Subscriptions:
         sources: Sources,
         prefix: str,
         prefetch: int,
-        lock: threading.Condition,
+        lock: threading.RLock,
         arrived: Callable[[Arrival], None],
         missing: Callable[[], None],
     ) -> None:

@@ -120,7 +120,7 @@ class RabbitMQTransport(Transport):
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False
     ) -> Consumer:
         self._check_open()
-        lock = threading.Condition()
+        lock = threading.RLock()
         intake = Intake(
             self._io,
             self._consuming,

@@ -26,6 +26,7 @@ from contextlib import suppress
 from random import random
 
 from ekiden.errors import BackendError, EkidenError
+from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 
@@ -72,7 +73,7 @@ class Waits:
         self._trouble: _Trouble | None = None
         self._timer: threading.Thread | None = None
         self._left_at = 0.0
-        self._closed = threading.Event()
+        self._closed = Flag()
 
     def wait(self, task_ids: Sequence[str], timeout: float) -> list[StoredResult]:
         """What of ``task_ids`` is final: at once when something is, else when something is, else after ``timeout``.
@@ -190,7 +191,7 @@ class Waits:
             if self._followed and self._timer is None and not self._closed.is_set():
                 timer = threading.Thread(target=self._time, name="ekiden-redis-hang-up", daemon=True)
                 with suppress(RuntimeError):  # no more threads now: the next one who leaves tries again
-                    timer.start()
+                    start_thread(timer)
                     self._timer = timer
             return trouble
 
@@ -373,7 +374,7 @@ class _Wait:
         self.looks = 0  # so many parts of its first look are not answered yet
         self.is_ended = False
         self.error: EkidenError | None = None
-        self.called = threading.Event()
+        self.called = Flag()
 
     @property
     def is_over(self) -> bool:
