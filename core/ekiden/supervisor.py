@@ -28,7 +28,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 
@@ -49,6 +48,7 @@ from ekiden.plan import (
     exit_text,
     unique_name,
 )
+from ekiden.private_files import touch
 from ekiden.spawning import STOP_SIGNALS, deaf_to, is_ignored
 
 logger = safe_logger("ekiden.supervisor")
@@ -485,7 +485,7 @@ class Supervisor:
             return
         trouble = None
         try:
-            Path(path).touch()
+            touch(path)
         except OSError as error:
             trouble = str(error)
         if trouble is not None and trouble != self._liveness_trouble:

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -195,3 +197,121 @@ def test_a_module_that_ends_the_program_is_refused_and_not_tried_again(ground: G
     assert len(worker.log) == 1, worker.log
     assert "leaving_at_import" in worker.log[0]
     assert reason in worker.log[0]
+
+
+@on_one_broker
+@pytest.mark.parametrize("harm", ["no directory", "a link", "a pipe"])
+def test_a_bad_place_for_the_liveness_file_costs_a_line_of_the_log(ground: Ground, harm: str) -> None:
+    alive, others = ground.directory / "run" / "alive", ground.directory / "another's"
+    others.touch()
+    os.utime(others, (1, 1))
+    if harm != "no directory":
+        alive.parent.mkdir()
+    if harm == "a link":
+        alive.symlink_to(others)
+    elif harm == "a pipe":
+        os.mkfifo(alive)
+    worker = ground.start(liveness_file=alive)
+
+    worker.wait_until_it_says("liveness file cannot be touched")
+    assert ground.app.send_task("work", (1,)).get(10) == 1
+    assert others.stat().st_mtime == 1
+    if harm == "no directory":
+        alive.parent.mkdir()
+    else:
+        alive.unlink()
+
+    worker.wait_until_it_says("liveness file is touched again")
+    assert alive.is_file()
+    assert len(worker.said("cannot be touched")) == 1
+    assert worker.stop() == 0
+
+
+@on_one_broker
+def test_a_process_whose_settling_hangs_stops_counting_as_alive(ground: Ground) -> None:
+    alive = ground.directory / "alive"
+    worker = ground.start("hangs:app", liveness_file=alive)
+    eventually(alive.exists, what="the file is there")
+
+    ground.app.send_task("work", (1,))
+
+    worker.wait_until_it_says("does not count as alive for its liveness file: the thread that stores results")
+    ground.open()
+    worker.wait_until_it_says("counts as alive again")
+    ground.wait_until_empty()
+
+
+PIDS = Path("/sys/fs/cgroup/pids")
+
+
+@pytest.fixture
+def few_processes() -> Iterator[Path]:
+    """A control group that can limit how many processes and threads there are: fork fails in it with EAGAIN."""
+    group = PIDS / f"ekiden-{os.getpid()}"
+    try:
+        if not (PIDS / "cgroup.procs").exists():
+            raise FileNotFoundError(PIDS)
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"needs a control group for pids (version 1): {error}")
+    yield group
+    eventually(lambda: not (group / "cgroup.procs").read_text(), what="the control group is empty")
+    group.rmdir()
+
+
+@on_one_broker
+def test_a_process_that_cannot_be_forked_is_waited_for_and_the_others_work(few_processes: Path, ground: Ground) -> None:
+    worker = ground.start(processes=2)
+    first, second = worker.worker_pids()
+    (few_processes / "cgroup.procs").write_text(str(worker.pid))
+    (few_processes / "pids.max").write_text("1")
+
+    os.kill(first, signal.SIGKILL)
+    worker.wait_until_it_says("a worker process cannot be started: .*temporarily unavailable.*; tried again in", 3)
+    assert ground.app.send_task("work", (1,)).get(10) == 1
+    assert worker.worker_pids() == [second]
+    (few_processes / "pids.max").write_text("max")
+
+    worker.wait_until_ready(3)
+    assert second in worker.worker_pids()
+    assert len(worker.worker_pids()) == 2
+    assert len(worker.said("died")) == 1
+    assert worker.stop() == 0
+
+
+@on_one_broker
+def test_a_process_that_was_forked_when_no_thread_can_be_is_replaced_too(few_processes: Path, ground: Ground) -> None:
+    worker = ground.start(processes=2)
+    first, second = worker.worker_pids()
+    (few_processes / "cgroup.procs").write_text(str(worker.pid))
+    # The supervisor has one thread of its own, and one for each process; a process is there, its thread is not.
+    (few_processes / "pids.max").write_text("3")
+
+    os.kill(first, signal.SIGKILL)
+    worker.wait_until_it_says("worker process .* died")
+    replaced = eventually(lambda: [pid for pid in worker.worker_pids() if pid not in {first, second}], what="another")
+    (few_processes / "pids.max").write_text("max")
+    os.kill(replaced[0], signal.SIGKILL)
+
+    worker.wait_until_it_says("worker process .* died", 2)
+    eventually(lambda: len(worker.worker_pids()) == 2, what="it is replaced")
+    assert second in worker.worker_pids()
+    assert worker.stop() == 0
+
+
+@on_one_broker
+@pytest.mark.parametrize("left", ["a thread", "an exit handler", "a child", "everything"])
+def test_a_process_that_ends_on_an_error_ends_in_time_whatever_is_left(ground: Ground, left: str) -> None:
+    worker = ground.start("leftovers:app")
+    (pid,) = worker.worker_pids()
+    children = ground.app.send_task("leave", (left,)).get(10)
+
+    ground.app.send_task("fail_the_worker")
+
+    worker.wait_until_it_says(f"worker process {pid} died", within=12)
+    wait_until_gone(pid, within=1)
+    for child in children:
+        wait_until_gone(child, within=5)
+    assert ground.app.send_task("work", (1,)).get(20) == 1
+    assert worker.worker_pids() != [pid]
+    assert worker.stop() == 0
