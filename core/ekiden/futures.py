@@ -35,6 +35,9 @@ _LAST_WORD_SECONDS = 0.1
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 
+MOST_CALLBACKS = 100_000
+"""So many callbacks of ``then`` wait at most in one process: some wait for what never comes, such as a purged call."""
+
 
 class Publish(Protocol):
     """``Publisher.publish``."""
@@ -235,19 +238,42 @@ Callback = Callable[[StoredResult | None, Exception | None], None]
 
 
 class WaitingThread:
-    """The one thread that waits for the results of all who await. ``_callbacks`` is guarded by ``_mutex``."""
+    """The one thread that waits for the results of all who await. ``_mutex`` guards ``_callbacks`` and ``_unowned``.
 
-    def __init__(self, backend: Backend) -> None:
+    ``_unowned``: those callbacks that nobody takes back, the oldest first. Of these there are at most ``most``.
+    """
+
+    def __init__(self, backend: Backend, *, most: int = MOST_CALLBACKS) -> None:
         self._backend = backend
         self._mutex = threading.Lock()
         self._wanted = Flag()
         self._callbacks: dict[str, list[Callback]] = {}
+        self._unowned: dict[Callback, str] = {}
+        self._most = most
         self._closed = False
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="ekiden-results", daemon=True)
 
     def call_when_final(self, task_id: str, callback: Callback) -> None:
-        """Call ``callback(result, None)`` from the thread once the task has ended, or ``(None, error)``."""
+        """Call ``callback(result, None)`` from the thread once the task has ended, or ``(None, error)``.
+
+        When too many wait, the oldest is called at once, with an error.
+        """
+        dropped: Callback | None = None
+        with self._mutex:
+            if len(self._unowned) >= self._most:
+                dropped, its_task = next(iter(self._unowned.items()))
+                self._remove(its_task, dropped)
+            self._unowned[callback] = task_id
+        try:
+            self._follow(task_id, callback)
+        except BaseException:
+            self._drop(task_id, callback)
+            raise
+        if dropped is not None:
+            dropped(None, BackendError(f"more than {self._most} callbacks wait for results; the oldest is dropped."))
+
+    def _follow(self, task_id: str, callback: Callback) -> None:
         with self._mutex:
             if self._failed:
                 raise BackendError("The thread that waits for results has just failed; ask again.")
@@ -282,7 +308,7 @@ class WaitingThread:
                 return  # its loop has been closed: nobody awaits this any more
 
         try:
-            self.call_when_final(task_id, resolve)
+            self._follow(task_id, resolve)
             return await future
         finally:
             self._drop(task_id, resolve)
@@ -290,11 +316,16 @@ class WaitingThread:
     def _drop(self, task_id: str, callback: Callback) -> None:
         """Nobody waits for it by ``callback`` any more: it was told, timed out or cancelled."""
         with self._mutex:
-            callbacks = self._callbacks.get(task_id)
-            if callbacks is not None and callback in callbacks:
-                callbacks.remove(callback)
-                if not callbacks:
-                    del self._callbacks[task_id]
+            self._remove(task_id, callback)
+
+    def _remove(self, task_id: str, callback: Callback) -> None:
+        """The caller holds the mutex."""
+        self._unowned.pop(callback, None)
+        callbacks = self._callbacks.get(task_id)
+        if callbacks is not None and callback in callbacks:
+            callbacks.remove(callback)
+            if not callbacks:
+                del self._callbacks[task_id]
 
     def close(self) -> None:
         """End the thread; whoever still awaits gets a MisuseError."""
@@ -367,6 +398,8 @@ class WaitingThread:
     def _finish(self, task_id: str, result: StoredResult | None, error: Exception | None) -> None:
         with self._mutex:
             callbacks = self._callbacks.pop(task_id, [])
+            for callback in callbacks:
+                self._unowned.pop(callback, None)
         for callback in callbacks:
             callback(result, error)
 
@@ -374,5 +407,6 @@ class WaitingThread:
         with self._mutex:
             callbacks = [each for waiting in self._callbacks.values() for each in waiting]
             self._callbacks.clear()
+            self._unowned.clear()
         for callback in callbacks:
             callback(None, error)

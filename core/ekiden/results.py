@@ -461,11 +461,17 @@ class AsyncResult(Generic[R_co]):
     def then(self, callback: Callable[[AsyncResult[R_co]], object]) -> AsyncResult[R_co]:
         """Call ``callback(self)`` once it is ready, in the thread that waits for results; quick callbacks only.
 
-        A callback that fails is logged: the thread waits for others, too, and nobody is there to be told.
+        A callback that fails is logged: the thread waits for others, too, and nobody is there to be told. So is one
+        that will not be called: the store cannot be asked, or 100,000 others came after it. None is called once the
+        app is closed.
         """
 
-        def finish(stored: StoredResult | None, _error: Exception | None) -> None:
-            if stored is not None:
+        def finish(stored: StoredResult | None, error: Exception | None) -> None:
+            if isinstance(error, MisuseError):
+                return  # the app was closed
+            if stored is None:
+                logger.warning("%s: the callback %r will not be called: %s", self.id, callback, error)
+            else:
                 self._final = stored
                 try:
                     callback(self)

@@ -56,7 +56,7 @@ def demo(
     directory.mkdir(parents=True, exist_ok=True)
     try:
         tasks.app.conf.broker_url = broker or f"sqlite:///{quote(str(directory / 'broker.db'))}"
-        with sigterm_interrupts(), tasks.app, Store(directory) as store:
+        with stop_signals_interrupt(), tasks.app, Store(directory) as store:
             if store.has_begun and url not in {None, store.crawl().url}:
                 raise click.UsageError(
                     f"{directory} holds a crawl of {store.crawl().start}; choose another --directory"
@@ -72,13 +72,21 @@ def demo(
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that the worker is stopped too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stop_signals_interrupt() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a closed terminal, end the block as Ctrl-C does, so that the worker is stopped too.
+
+    What is ignored stays so: ``nohup`` has a program outlive its terminal.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 @contextmanager

@@ -137,3 +137,30 @@ def wait_for_pages(server: SiteServer, demo: Demo, *, count: int) -> None:
         assert time.monotonic() < deadline, f"{server.served.total()} pages were served"
         with pytest.raises(subprocess.TimeoutExpired):
             demo.process.wait(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_stopped_stops_its_worker(
+    tmp_path: Path, start: Callable[..., Demo], number: signal.Signals
+) -> None:
+    demo = start("--pages", "300", "--rate", "5", "--directory", tmp_path)
+    worker = int(demo.line(r"worker is process (\d+)")[1])
+
+    demo.process.send_signal(number)
+
+    assert demo.end() == 130, demo.output
+    assert "To continue: " in demo.output
+    assert not is_running(worker)
+
+
+def test_a_demo_under_nohup_outlives_its_terminal(tmp_path: Path, start: Callable[..., Demo]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, for what it starts
+    try:
+        demo = start("--pages", "20", "--directory", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    demo.line(r"worker is process (\d+)")
+
+    demo.process.send_signal(signal.SIGHUP)
+
+    assert demo.end() == 0, demo.output

@@ -171,6 +171,24 @@ def test_an_app_starts_another_thread_where_one_has_failed() -> None:
         assert later.result == final("x")
 
 
+def test_callbacks_for_what_never_comes_do_not_pile_up() -> None:
+    waiting = WaitingThread(store := WatchedBackend(), most=10)
+    called = [Called() for _ in range(25)]
+    try:
+        for number, each in enumerate(called):
+            waiting.call_when_final(f"never-{number}", each)
+
+        assert [each.event.is_set() for each in called] == [True] * 15 + [False] * 10
+        assert "more than 10 callbacks wait" in str(called[0].error)
+        assert len(waiting._callbacks) == len(waiting._unowned) == 10
+
+        store.put([final(f"never-{number}") for number in range(15, 25)])
+        assert all(each.event.wait(PATIENCE) for each in called)
+        assert len(waiting._callbacks) == len(waiting._unowned) == 0
+    finally:
+        waiting.close()
+
+
 def test_a_callback_that_ends_the_program_ends_no_thread() -> None:
     name = new_id()
     with Ekiden("apart", broker=f"memory://{name}", backend=f"memory://{name}") as app:

@@ -275,6 +275,15 @@ def test_a_callback_that_fails_is_logged_and_keeps_nobody_waiting(
     eventually(lambda: "a callback fell over" in caplog.text, what="it is logged")
 
 
+def test_a_callback_that_will_not_be_called_is_logged(app: Ekiden, caplog: pytest.LogCaptureFixture) -> None:
+    app.AsyncResult("x").then(lambda _result: None)
+
+    app.waiting_thread()._finish_all(BackendError("the store is away"))
+
+    assert "x: the callback" in caplog.text
+    assert "will not be called: the store is away" in caplog.text
+
+
 # Children.
 
 
