@@ -64,7 +64,7 @@ from ekiden.states import State
 from ekiden.task import Task, TaskApp, compose, options_of, send
 from ekiden.taskset import TaskSet, shared_task
 from ekiden.transport import Transport
-from ekiden.urls import BrokerURL, parse_url
+from ekiden.urls import BrokerURL, parse_url, without_password
 
 if TYPE_CHECKING:
     from ekiden.futures import WaitingThread
@@ -605,6 +605,9 @@ def load_app(target: str) -> Ekiden:
 
 
 def _loaded(target: str) -> Ekiden:
+    if "@" in target or "://" in target:
+        # A broker's URL where the app belongs: ekiden worker redis://:password@host
+        raise ConfigurationError(f"{without_password(target)!r} names no app; write MODULE:APP.")
     module_name, attribute = _split_target(target)
     module = import_module(module_name, target)
     app = _app_at(module, attribute, target) if attribute else _app_in(module, target)

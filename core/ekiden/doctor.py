@@ -214,8 +214,7 @@ def _timed(check: str, text: str, act: Callable[[], Any]) -> Finding:
 
 def _files(app: Ekiden) -> Iterator[Finding]:
     """Whether files that hold messages or results are for this user only."""
-    for url in dict.fromkeys((str(app.broker_url()), str(app.backend_url()))):
-        parsed = app.broker_url() if url == str(app.broker_url()) else app.backend_url()
+    for parsed in {url.text: url for url in (app.broker_url(), app.backend_url())}.values():
         if parsed.scheme != "sqlite":
             continue
         try:

@@ -33,6 +33,7 @@ from ekiden.options import (
 )
 from ekiden.routes import check_queue_name, check_routes
 from ekiden.times import PositiveSeconds, Seconds, shown
+from ekiden.urls import without_password
 
 ENVIRONMENT_PREFIX = "EKIDEN_"
 
@@ -44,7 +45,7 @@ def setting(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"doc": meaning})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Settings:
     """What holds for a whole app: ``app.conf``. Values are checked when they are assigned.
 
@@ -154,6 +155,14 @@ class Settings:
         None,
         "A file whose modification time says when the worker last was alive, for probes.",
     )
+
+    def __repr__(self) -> str:
+        shown = (f"{each.name}={self._told(each.name)}" for each in fields(self) if "doc" in each.metadata)
+        return f"Settings({', '.join(shown)})"
+
+    def _told(self, name: str) -> str:
+        value = getattr(self, name)
+        return repr(without_password(value) if name in _URLS and isinstance(value, str) else value)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _NO_SETTINGS:
@@ -396,7 +405,7 @@ def _check_meaning(name: str, value: object) -> None:
 
 
 def _shown(name: str, value: object) -> str:
-    return "that value" if name in {"broker_url", "result_backend"} else shown(value)
+    return "that value" if name in _URLS else shown(value)
 
 
 _HINTS = get_type_hints(Settings, include_extras=True)

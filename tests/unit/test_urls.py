@@ -24,6 +24,10 @@ class Options(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+class Secretive(msgspec.Struct, frozen=True):
+    sentinel_password: str = ""
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -64,13 +68,28 @@ def test_a_url_is_taken_apart(text: str, expected: dict[str, object]) -> None:
         ("redis://h:65536", "a number up to 65535"),
         ("redis://h:-1", "is not a port"),
         ("redis://h:²", "is not a port"),
-        ("redis://[::1", "not a host"),
-        ("redis://[::1]x", "not a host"),
+        ("redis://[::1", "begins no host"),
+        ("redis://[::1]x", "begins no host"),
     ],
 )
 def test_what_is_not_a_url_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         parse_url(text)
+
+
+@pytest.mark.parametrize("password", ["12/s3cret", "s3cret/x", "12?a=s3cret", "s3@cret/x"])
+def test_a_raw_password_that_begins_like_a_port_is_refused(password: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"%40|is not a port") as caught:
+        parse_url(f"redis://user:{password}@h/0")
+
+    assert "cret" not in str(caught.value)
+
+
+def test_what_follows_a_raw_ampersand_of_a_password_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match=r"behind sentinel_password=.*%26") as caught:
+        parse_url("redis+sentinel://h/m?sentinel_password=a&s3cret=1").options_as(Secretive)
+
+    assert "s3cret" not in str(caught.value)
 
 
 def test_options_are_converted_to_their_types() -> None:
@@ -113,12 +132,19 @@ def test_an_option_that_does_not_fit_is_refused() -> None:
         ("redis://user@h", "redis://user@h"),
         ("memory://", "memory://"),
         ("sqlite:///a@b:c.db", "sqlite:///a@b:c.db"),
+        ("redis:user:s3cret@h", "redis:***@h"),
+        ("user:s3cret@h:6379", "user:***@h:6379"),
+        ("redis://user:s3cret", "redis://user:***"),
+        ("redis://user:12/s3cret@h", "redis://user:***@h"),
+        ("localhost:6379", "localhost:6379"),
+        ("redis://[::1]:6379,[::2]/0", "redis://[::1]:6379,[::2]/0"),
+        ("mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:x", "mongodb://h/?authMechanismProperties=***"),
         ("redis://user:s3@cret@h/0", "redis://user:***@h/0"),
         ("redis://user:s3cret@a:1,b:2/0", "redis://user:***@a:1,b:2/0"),
         ("no URL at all", "no URL at all"),
-        ("redis+sentinel://h/s?sentinel_password=s3cret&a=b", "redis+sentinel://h/s?sentinel_password=***&a=b"),
+        ("redis+sentinel://h/s?sentinel_password=s3cret&a=b", "redis+sentinel://h/s?sentinel_password=***"),
         ("redis://:s3cret@h/0?a=b&password=s3cret", "redis://:***@h/0?a=b&password=***"),
-        ("mongodb://h/?tlsCertificateKeyFilePassword=s3cret&w=1", "mongodb://h/?tlsCertificateKeyFilePassword=***&w=1"),
+        ("mongodb://h/?tlsCertificateKeyFilePassword=s3cret&w=1", "mongodb://h/?tlsCertificateKeyFilePassword=***"),
     ],
 )
 def test_a_password_is_replaced(text: str, shown: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -12,6 +15,7 @@ from ekiden.cli import celery_words
 from ekiden.cli.target import AppTarget
 from ekiden.errors import EkidenError
 from ekiden.safe_text import indented_below, text_of
+from ekiden.urls import without_password
 
 _MODULES = {
     "call": "calls",
@@ -31,6 +35,10 @@ _MODULES = {
 """Each command, and the module that has it under its name."""
 
 
+_TYPED = "ekiden.cli.typed"
+_IS_LIKE_A_URL = re.compile(r"[A-Za-z][\w+.-]*:")
+
+
 class Commands(click.Group):
     """Says what ekiden refuses in one sentence. Anything else is a bug, and keeps its traceback.
 
@@ -48,12 +56,19 @@ class Commands(click.Group):
         found: click.Command = getattr(importlib.import_module(f"ekiden.cli.{_MODULES[cmd_name]}"), cmd_name)
         return found
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read what stands before the command's name; errors show no URL's password, wherever a URL was typed."""
+        ctx.meta[_TYPED] = list(args)
+        with _without_passwords(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except EkidenError as error:
-            raise click.ClickException(indented_below(text_of(error))) from error
+        with _without_passwords(ctx):
+            try:
+                return super().invoke(ctx)
+            except EkidenError as error:
+                raise click.ClickException(indented_below(text_of(error))) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -79,6 +94,21 @@ def ekiden(app: str | None) -> None:  # AppCommand reads ``app``
     ekiden explain shop:app add                           what happens to such a call, step by step
     ekiden doctor shop:app                                what is wrong, if something is
     """
+
+
+@contextmanager
+def _without_passwords(ctx: click.Context) -> Iterator[None]:
+    """In an error's message each URL of the command line as it may be shown."""
+    try:
+        yield
+    except click.ClickException as error:
+        for typed in ctx.meta[_TYPED]:
+            for value in (typed, typed.partition("=")[2]) if typed.startswith("-") else (typed,):
+                if _IS_LIKE_A_URL.match(value):
+                    for quoted in (value, repr(value)[1:-1], text_of(value)):
+                        shown = error.message.replace(quoted, without_password(value))
+                        error.message = shown  # type: ignore[misc]  # click makes a new error of every kind otherwise
+        raise
 
 
 def main() -> None:

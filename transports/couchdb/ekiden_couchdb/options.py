@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from ekiden.errors import ConfigurationError
@@ -67,6 +67,9 @@ class Place(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"<{self}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("place", str(self))]  # msgspec's own names every field to rich
 
 
 def address_of(host: Host) -> str:

@@ -66,6 +66,9 @@ class Place(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"<{self}>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("place", str(self))]  # msgspec's own names every field to rich
+
 
 def options_in(url: BrokerURL) -> MongoDBOptions:
     """Our options in ``url``. Raises ConfigurationError for one whose value does not fit."""
@@ -114,7 +117,8 @@ def _check_names(url: BrokerURL) -> None:
     for name in url.options:
         if _THEIRS and name not in MongoDBOptions.__struct_fields__ and name.lower() not in _THEIRS:
             raise ConfigurationError(
-                f"{url}: there is no option {name!r} for mongodb://; it takes {', '.join(_OURS)} and pymongo's own."
+                f"{url}: there is no option {url.shown_option(name)} for mongodb://; it takes {', '.join(_OURS)} "
+                "and pymongo's own."
             )
 
 
@@ -146,6 +150,8 @@ def _checked_by_pymongo(url: BrokerURL, text: str) -> dict[str, Any]:
     try:
         parsed = uri_parser.parse_uri(text, validate=True, warn=False)
     except (PyMongoError, ValueError, TypeError, OSError) as error:
+        if url.holds_secret_of(str(error)):
+            raise ConfigurationError(f"{url}: pymongo refuses an option, or the user name and password.") from None
         raise ConfigurationError(f"{url}: {str(error).rstrip('.')}.") from error
     return {str(name).lower(): value for name, value in parsed["options"].items()}
 

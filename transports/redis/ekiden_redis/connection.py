@@ -64,6 +64,9 @@ class Access(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return "<Access>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []  # msgspec's own names every field to rich
+
 
 class Connection:
     """A connection that is ready for commands. One thread uses it at a time.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 from enum import Enum
+from typing import Any
 
 import msgspec
 from ekiden.errors import ConfigurationError
@@ -41,12 +42,18 @@ class RedisOptions(msgspec.Struct, frozen=True):
     max_message_bytes: int = 64 * 1024 * 1024
     db: int | None = None
     sentinel_username: str | None = None
-    sentinel_password: str | None = None
+    sentinel_password: str | None = None  # never show it: repr() does not
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
     verify: bool = True
     server_hostname: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<RedisOptions {self.prefix!r}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("prefix", self.prefix)]  # msgspec's own names every field to rich
 
 
 class Arrangement(Enum):
@@ -78,6 +85,9 @@ class Place(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"<{self}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("place", str(self))]  # msgspec's own names every field to rich
 
 
 def options_in(url: BrokerURL) -> RedisOptions:
