@@ -28,12 +28,14 @@ not inherit from.
     SilentAddressConformance    the same, where the first address may also be silent
     BrokerRestartConformance    fixture ``restart_broker``: a broker that is stopped and started again
     LostWakeUpConformance       fixture ``silent_publisher``: a message that nobody was woken for
+    PlacesConformance           fixture ``place_of``: several places (prefixes, files, ...) of one broker
     BackendConformance          every backend that stores
     BackendProcessConformance   where several processes can open the store
     BackendGarbageConformance   fixture ``spoil``: what is stored cannot be read any more
     PlantedBackendGarbageConformance   the same, where joins are stored too, and nothing was before
     BackendLimitConformance     fixture ``too_large``: a value that the store never takes
     FullBackendConformance      a store too small for what is put into it
+    BackendPlacesConformance    fixture ``place_of``: several places of one store
     SilentBackendConformance    fixture ``silent``: a store that does not answer
     BackendWireConformance      a proxy in front of the store loses replies, cuts connections, and is slow
     BackendRestartConformance   fixture ``restart_store``: a store that is stopped and started again
@@ -57,6 +59,7 @@ from ekiden.testing.conformance.joins import Joins
 from ekiden.testing.conformance.leases import Endings, LeaseExpiryConformance
 from ekiden.testing.conformance.looking import Looking
 from ekiden.testing.conformance.messages import Messages
+from ekiden.testing.conformance.places import BackendPlacesConformance, PlacesConformance
 from ekiden.testing.conformance.planted_garbage import (
     PlantedBackendGarbageConformance,
     PlantedGarbageConformance,
@@ -81,6 +84,7 @@ __all__ = [
     "BackendConformance",
     "BackendGarbageConformance",
     "BackendLimitConformance",
+    "BackendPlacesConformance",
     "BackendProcessConformance",
     "BackendRestartConformance",
     "BackendWireConformance",
@@ -93,6 +97,7 @@ __all__ = [
     "LeaseExpiryConformance",
     "LostReplyConformance",
     "LostWakeUpConformance",
+    "PlacesConformance",
     "PlantedBackendGarbageConformance",
     "PlantedGarbageConformance",
     "ProcessConformance",
