@@ -75,8 +75,8 @@ class PlacesConformance(PlaceFixtures, TransportFixtures):
                 place.broadcast(name, [b"%d %s" % (number, name.encode())])
 
         for number, listener in enumerate(listeners):
-            place, name = divmod(number, 10)
-            assert listener.receive(5.0) == [b"%d %s" % (place, names[name].encode())]
+            where, which = divmod(number, 10)
+            assert listener.receive(5.0) == [b"%d %s" % (where, names[which].encode())]
         assert [listener.receive(0.01) for listener in listeners[:5]] == [[]] * 5
 
 
