@@ -90,7 +90,7 @@ def __getattr__(name: str) -> object:
         found: object = getattr(importlib.import_module(f"ekiden.{_MODULES[name]}"), name)
         globals()[name] = found
         return found
-    if name in {"errors", "signals"}:
+    if name in {"errors", "exceptions", "result", "schedules", "signals", "states"}:
         return importlib.import_module(f"ekiden.{name}")
     from ekiden.celery_names import missing_name  # only for a name that is not here
 

@@ -147,8 +147,10 @@ MISSING = {
         )
     },
     "celery.utils.log": _LOGGING,
+    "celery.utils.serialization": "an error travels as its class, arguments and text",
     "celery.worker": _NO_PARTS,
     "celery:abstract": "the types are ekiden.Task, ekiden.Signature and ekiden.AsyncResult",
+    "celery:Celery": "it is called Ekiden: from ekiden import Ekiden as Celery",
     "celery:AppPickler": _JSON_ONLY,
     "celery:disable_trace": "Task subclasses have handlers, and may override __call__",
     "celery:enable_trace": "Task subclasses have handlers, and may override __call__",

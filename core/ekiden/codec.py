@@ -494,26 +494,27 @@ class Parameters:
             # What the worker will see: written as JSON and read again as the annotation says.
             arrived = self._readers[name](msgspec.json.decode(encode_value(value)))
             check_kept(value, arrived, kind)
-        except (TypeError, ValueError, msgspec.ValidationError) as error:
+        except Exception as error:  # a class of the user's may do anything while it is written and read
             raise TaskArgumentsError(
-                f"{self._name}() cannot take {_shortened(value)} for {name!r}{_called_at()}: {error}. "
+                f"{self._name}() cannot take {_shortened(value)} for {name!r}{_called_at()}: {text_of(error)}. "
                 f"{task_name} is declared as {self.declared}."
             ) from error
 
     def _converted(self, name: str, value: Any, reader: Reader) -> Any:
         try:
             return reader(value)
-        except (msgspec.ValidationError, TypeError, ValueError) as error:
-            raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {error}") from error
+        except Exception as error:  # as above
+            raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {text_of(error)}") from error
 
     def _resolve(self) -> dict[str, Any]:
-        """The parameters whose annotation says more than JSON does, by name (``*``, ``**``), with their types."""
+        """The parameters that have an annotation, by name (``*``, ``**``), with their types."""
         kinds = {}
         for parameter in self.signature.parameters.values():
             kind = self._annotation(parameter)
-            reader = None if kind is None or kind is Any else reader_of(kind)
-            if reader is None:
+            if kind is None or kind is Any:
                 continue
+            # What nothing here can read arrives as JSON has it: a value that is then another one is refused.
+            reader = reader_of(kind) or _as_json_has_it
             if parameter.kind is parameter.VAR_POSITIONAL:
                 name = "*"
             elif parameter.kind is parameter.VAR_KEYWORD:
@@ -556,6 +557,10 @@ class Parameters:
                 raise ConfigurationError(
                     f"task {task_name}: the parameter {parameter.name!r} cannot be kept: {reason}."
                 )
+
+
+def _as_json_has_it(value: Any) -> Any:
+    return value
 
 
 def _has_json_keys(value: Any) -> bool:

@@ -1,9 +1,9 @@
 """Values of annotated types as JSON: written, read back as the annotation says, and checked to arrive as they were.
 
 msgspec writes and reads what it knows. Added here: pydantic models, paths, subclasses of ``str`` and numbers, numpy's
-scalars, Django's lazy texts, ``OrderedDict``, ``defaultdict``, ``Counter``, ``deque``; and unions whose members look
-alike in JSON (``datetime | date``, ``UUID | str``, two dataclasses), which msgspec refuses: the first member that
-reads the value and writes the same JSON again is taken.
+scalars, Django's lazy texts, ``OrderedDict``, ``defaultdict``, ``Counter``, ``deque``, enums of any values; and unions
+whose members look alike in JSON (``datetime | date``, ``UUID | str``, two dataclasses), which msgspec refuses: the
+first member that reads the value and writes the same JSON again is taken.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -157,12 +158,14 @@ def _reader_of_parts(kind: Any) -> Reader | None:
         if is_readable(kind) or any(reader is None for _, reader in readers):
             return None
         return partial(_read_union, [(arm, reader) for arm, reader in readers if reader is not None])
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return None if is_readable(kind) else _reader_of_members(kind)
     if not isinstance(origin, type) or not args or (is_readable(kind) and not issubclass(origin, (*_MAPPINGS, deque))):
         return None
     readers_of_args = [reader_of(arg) for arg in args if arg is not Ellipsis]
     if issubclass(origin, Mapping):
         value_reader = readers_of_args[-1] if origin is not Counter else int
-        key_reader = reader_of(types.GenericAlias(dict, (args[0], Any)))
+        key_reader = _reader_of_keys(args[0])
         if value_reader is None or key_reader is None:
             return None
         return partial(_read_mapping, origin, kind, key_reader, value_reader)
@@ -170,6 +173,41 @@ def _reader_of_parts(kind: Any) -> Reader | None:
         several = origin is tuple and Ellipsis not in args
         return partial(_read_collection, origin, [reader for reader in readers_of_args if reader], several)
     return None
+
+
+def _reader_of_keys(kind: Any) -> Reader | None:
+    """What reads the keys of a mapping; its values are left as they are."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and not is_readable(kind):
+        try:
+            by_key = {key: member for member in kind for key in msgspec.json.decode(encode({member: 0}))}
+        except (TypeError, ValueError):  # its values can be no keys
+            return None
+        return partial(_read_keys, by_key) if len(by_key) == len(kind) else None
+    mapping = types.GenericAlias(dict, (kind, Any))
+    return reader_of(mapping) if is_readable(mapping) else None
+
+
+def _read_keys(by_key: Mapping[str, Enum], value: Mapping[str, Any]) -> dict[Any, Any]:
+    try:
+        return {by_key[key]: each for key, each in value.items()}
+    except KeyError as error:
+        raise TypeError(f"it has no member {error}") from error
+
+
+def _reader_of_members(kind: type[Enum]) -> Reader | None:
+    """A reader for an enum whose values are neither all text nor all whole numbers; None where two look alike."""
+    try:
+        by_json = {encode(member): member for member in kind}
+    except (TypeError, ValueError):
+        return None
+    return partial(_read_member, kind, by_json) if len(by_json) == len(kind) else None
+
+
+def _read_member(kind: type[Enum], by_json: Mapping[bytes, Enum], value: Any) -> Enum:
+    try:
+        return by_json[encode(value)]
+    except KeyError:
+        raise TypeError(f"{value!r:.80} is no member of {kind.__qualname__}") from None
 
 
 def _read_union(arms: list[tuple[Any, Reader]], value: Any) -> Any:
@@ -233,7 +271,8 @@ def _is_kept(sent: Any, arrived: Any, named: set[type]) -> bool:
     if isinstance(sent, list | tuple | deque) and isinstance(arrived, Iterable):
         return len(sent) == len(list(arrived)) and all(map(partial(_is_kept, named=named), sent, arrived))
     if not same_class:
-        return True
+        # Numbers that differ are not kept: 2**53 + 1 is no float. Other classes may be converted.
+        return not (isinstance(sent, int | float) and isinstance(arrived, int | float))
     if dataclasses.is_dataclass(sent) or isinstance(sent, msgspec.Struct):
         return all(_is_kept(getattr(sent, name), getattr(arrived, name), named) for name in _fields(type(sent)))
     compares_itself = any("__eq__" in vars(each) for each in type(sent).__mro__[:-1])

@@ -193,6 +193,7 @@ def _exception_classes(task_name: str, option: str, given: object) -> tuple[type
 
 # Calls.
 
+_NO_WORKFLOWS = "ekiden has no workflows yet; link=, link_error= and signatures are there"
 _CALL_INSTEAD = {
     "routing_key": "write queue=",
     "exchange": "write queue=",
@@ -209,6 +210,26 @@ _CALL_INSTEAD = {
     "delivery_mode": "messages are as durable as their broker; leave it out",
     "mandatory": "queues come to be when first used; leave it out",
     "max_retries": "write it where the task is declared",
+    "app_id": "ekiden sets its own headers; give it one of yours in headers=",
+    "argsrepr": "a task with secret arguments takes an id of them; leave it out",
+    "chain": _NO_WORKFLOWS,
+    "chord": _NO_WORKFLOWS,
+    "content_encoding": "messages are JSON; leave it out",
+    "content_type": "messages are JSON; leave it out",
+    "correlation_id": "it is the task id; write task_id=",
+    "declare": "queues come to be when first used; leave it out",
+    "expiration": "write expires=",
+    "group_id": _NO_WORKFLOWS,
+    "group_index": _NO_WORKFLOWS,
+    "immediate": "queues come to be when first used; leave it out",
+    "immutable": "it is a signature's: task.si(...)",
+    "kwargsrepr": "a task with secret arguments takes an id of them; leave it out",
+    "message_id": "it is the task id; write task_id=",
+    "origin": "give it a header: headers={...}",
+    "router": "routes are a setting: task_routes; or write queue=",
+    "stamped_headers": "calls have no stamps; write headers=",
+    "task_type": "the task is the one that is called; leave it out",
+    "timeout": "write time_limit= for the body, publish_timeout= for the sending",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType, MethodType
@@ -214,4 +215,7 @@ def _check_where_it_runs(task: Task[..., Any]) -> None:
 
 
 def _module_name(function: Callable[..., Any]) -> str:
-    return real_module_name(function.__module__, getattr(function, "__globals__", {}))
+    namespace = getattr(function, "__globals__", None)
+    if namespace is None:  # an object that can be called, or wraps a function
+        namespace = vars(sys.modules.get(function.__module__, sys))
+    return real_module_name(function.__module__, namespace)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +110,17 @@ def test_no_sentence_is_about_an_attribute_that_is_there(kind: str, app: Celery)
 def test_a_misspelt_attribute_is_an_attribute_error(kind: str, app: Celery) -> None:
     with pytest.raises(AttributeError, match="aplly"):
         _ = object_of(kind, app).aplly
+
+
+def test_the_modules_are_attributes_as_celerys_are() -> None:
+    program = "import ekiden as celery; celery.exceptions.Ignore; celery.states.PENDING; celery.result.AsyncResult"
+
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_app_under_celerys_name_is_told_in_a_sentence() -> None:
+    with pytest.raises(ImportError, match="from ekiden import Ekiden as Celery"):
+        importlib.import_module("ekiden").Celery
 
 
 def test_a_misspelt_name_to_import_is_no_name() -> None:

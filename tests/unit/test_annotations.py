@@ -1,8 +1,10 @@
 """What annotations mean for arguments and results: read where that is possible, left alone where it is not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import date
+from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -31,6 +33,31 @@ class Node:
 @dataclass
 class Holder:
     inside: Opaque
+
+
+class Mixed(Enum):
+    """Values of several kinds, which msgspec does not read."""
+
+    TEXT = "r"
+    NUMBER = 2
+    PAIR = (1, 2)
+    EXACT = Decimal("1.0")
+
+
+class Keys(Enum):
+    TEXT = "r"
+    NUMBER = 2
+
+
+class Alike(Enum):
+    TEXT = "1.0"
+    EXACT = Decimal("1.0")
+
+
+@dataclass
+class Halved:
+    number: int
+    unseen: InitVar[int] = 3
 
 
 @pytest.fixture
@@ -77,3 +104,66 @@ def test_a_result_of_such_a_type_comes_as_json_has_it(app: Ekiden) -> None:
         return [1, 2]  # type: ignore[list-item]
 
     assert make.apply().get() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *((Mixed, member) for member in Mixed),
+        (list[Mixed], [Mixed.PAIR, Mixed.TEXT]),
+        (Mixed | None, Mixed.EXACT),
+        (dict[Keys, int], {Keys.TEXT: 1, Keys.NUMBER: 2}),
+        (dict[str, Mixed], {"a": Mixed.PAIR}),
+    ],
+)
+def test_members_of_any_enum_arrive_as_they_were(app: Ekiden, kind: Any, value: Any) -> None:
+    arrived = []
+
+    def take(item):  # type: ignore[no-untyped-def]
+        arrived.append(item)
+        return item
+
+    take.__annotations__ = {"item": kind, "return": kind}
+    result = app.task(take).apply((value,)).get()
+
+    assert (arrived, result) == ([value], value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Alike, Alike.EXACT),
+        (Halved, Halved(1)),
+        (list[Halved], [Halved(1)]),
+        (dict[Mixed, int], {Mixed.PAIR: 1}),
+        (dict[tuple[Opaque, int], int], {(1, 2): 3}),
+        (float, 2**53 + 1),
+        (list[float], [2**53 + 1]),
+        (BaseModel, Model(number=1)),
+    ],
+)
+def test_a_value_that_would_arrive_as_another_is_refused(app: Ekiden, kind: Any, value: Any) -> None:
+    def take(item):  # type: ignore[no-untyped-def]
+        return None
+
+    take.__annotations__ = {"item": kind}
+
+    with pytest.raises(TaskArgumentsError, match="cannot take"):
+        app.task(take).apply((value,))
+
+
+def test_an_error_out_of_a_models_own_code_is_told_at_the_call(app: Ekiden) -> None:
+    class Moody(BaseModel):
+        number: int
+
+        def model_post_init(self, context: Any, /) -> None:
+            if self.number > 1:
+                raise RuntimeError("not today")
+
+    @app.task(name="mood")
+    def mood(item: Moody) -> int:
+        return item.number
+
+    assert mood.apply(({"number": 1},)).get() == 1
+    with pytest.raises(TaskArgumentsError, match=r"for 'item' .*not today"):
+        mood.apply(({"number": 2},))
