@@ -120,7 +120,7 @@ def test_the_modules_are_attributes_as_celerys_are() -> None:
 
 def test_the_app_under_celerys_name_is_told_in_a_sentence() -> None:
     with pytest.raises(ImportError, match="from ekiden import Ekiden as Celery"):
-        importlib.import_module("ekiden").Celery
+        _ = importlib.import_module("ekiden").Celery
 
 
 def test_a_misspelt_name_to_import_is_no_name() -> None:

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+ids = text.filter(lambda task_id: task_id and "\0" not in task_id)  # others are refused where they are sent
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | numbers | text,
@@ -27,15 +28,15 @@ steps = st.recursive(
 calls = st.builds(
     Call,
     task=text,
-    id=text.filter(lambda task_id: task_id and "\0" not in task_id),  # others are refused where they are sent
+    id=ids,
     sent=st.floats(0, 1e11),
     args=st.lists(values, max_size=4),
     kwargs=st.dictionaries(text, values, max_size=4),
     retries=st.integers(0, 2**31 - 1),
     eta=times,
     expires=times,
-    root=text | st.none(),
-    parent=text | st.none(),
+    root=ids | st.none(),
+    parent=ids | st.none(),
     on_success=st.lists(steps, max_size=2).map(tuple),
     on_error=st.lists(steps, max_size=2).map(tuple),
     ignore_result=st.booleans() | st.none(),
