@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from ekiden.testing.conformance import (
     BackendGarbageConformance,
     BackendLimitConformance,
     BackendProcessConformance,
+    DeadlineConformance,
     GarbageConformance,
     LeaseExpiryConformance,
     LostWakeUpConformance,
@@ -38,6 +39,25 @@ class TestSQLiteTransportThatMissesABell(LostWakeUpConformance):
     def silent_publisher(self, url: str) -> Iterator[Transport]:
         with open_transport(f"{url}?wake=poll") as transport:
             yield transport
+
+
+class TestLockedSQLite(DeadlineConformance):
+    """Another process writes for longer than anybody waits."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/tasks.db?busy_timeout=1"
+
+    @pytest.fixture
+    def silent(self, tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+        @contextmanager
+        def locked() -> Iterator[None]:
+            with closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+                yield
+                connection.execute("ROLLBACK")
+
+        return locked
 
 
 @pytest.mark.slow  # the same again, in another way of waking

@@ -8,8 +8,10 @@ place, where a real signal could.
 from __future__ import annotations
 
 import ctypes
+import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import repeat
@@ -79,6 +81,36 @@ class Signals:
             self._is_pending = False
             raise Interrupted
         # In code of a test it is passed over: it arrives again at the next instruction of the code in question.
+
+
+@contextmanager
+def signals_every(seconds: float, *, within: tuple[str, ...]) -> Iterator[None]:
+    """Inside the ``with`` block a signal interrupts the main thread about so often, wherever it is by then.
+
+    But only while something is called there from a file whose path begins with one of ``within``.
+    """
+    over, main = threading.Event(), threading.main_thread().ident
+    assert main == threading.get_ident(), "only the main thread runs signal handlers"
+
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(within):
+                raise Interrupted
+            frame = frame.f_back
+
+    def send() -> None:
+        while not over.wait(random.uniform(0.2, 1.8) * seconds):
+            signal.pthread_kill(main, SIGNAL)
+
+    before = signal.signal(SIGNAL, interrupt)
+    sender = threading.Thread(target=send, name="sends signals", daemon=True)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join()
+        signal.signal(SIGNAL, before)
 
 
 def _is_a_tests(frame: FrameType) -> bool:

@@ -55,6 +55,7 @@ from ekiden.testing.conformance.backends import Results
 from ekiden.testing.conformance.crashes import BackendCrashes, Crashes
 from ekiden.testing.conformance.fence import Fence
 from ekiden.testing.conformance.garbage import BackendGarbageConformance, GarbageConformance
+from ekiden.testing.conformance.interruptions import Interruptions
 from ekiden.testing.conformance.joins import Joins
 from ekiden.testing.conformance.leases import Endings, LeaseExpiryConformance
 from ekiden.testing.conformance.looking import Looking
@@ -110,7 +111,7 @@ __all__ = [
 ]
 
 
-class TransportConformance(Messages, Receiving, Delays, Endings, Looking, Topics, Threads, Crashes):
+class TransportConformance(Messages, Receiving, Delays, Endings, Looking, Topics, Threads, Interruptions, Crashes):
     """What every transport promises."""
 
 
