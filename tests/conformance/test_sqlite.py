@@ -97,10 +97,12 @@ class TestSQLiteBackendsLimit(BackendLimitConformance):
         "headers = '{'",
         "headers = '[]'",
         "headers = x'ff'",
+        "headers = CAST(x'7b22ff223a317d' AS TEXT)",
         "body = 'text'",
         "priority = 'x'",
         "due = 'x'",
         "id = x'ff'",
+        "id = CAST(x'61ff' AS TEXT)",
     ],
 )
 class TestSQLiteTransportThatHoldsGarbage(GarbageConformance):
@@ -117,7 +119,7 @@ class TestSQLiteTransportThatHoldsGarbage(GarbageConformance):
         return spoil
 
 
-@pytest.mark.parametrize("garbage", ["x'ff'", "'text'", "5", "1e300", "x''"])
+@pytest.mark.parametrize("garbage", ["x'ff'", "'text'", "5", "1e300", "x''", "CAST(x'61ff' AS TEXT)"])
 class TestSQLiteBackendThatHoldsGarbage(BackendGarbageConformance):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

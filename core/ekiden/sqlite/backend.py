@@ -220,7 +220,7 @@ def _delete_some_that_ended(connection: sqlite3.Connection) -> bool:
     """Whether there is more."""
     now = time.time()
     deleted = [connection.execute(statement, (now, DELETED_AT_ONCE)).rowcount for statement in statements.DELETE_ENDED]
-    for (join_id,) in connection.execute(statements.ENDED_JOINS, (now, DELETED_AT_ONCE)).fetchall():
+    for (join_id,) in fetch(connection, statements.ENDED_JOINS, (now, DELETED_AT_ONCE)):
         _delete_join(connection, join_id)
     return DELETED_AT_ONCE in deleted
 
@@ -234,7 +234,7 @@ def _insert(connection: sqlite3.Connection, by_size: dict[int, str], rows: Seque
             start += size
 
 
-def _delete_join(connection: sqlite3.Connection, join_id: str) -> None:
+def _delete_join(connection: sqlite3.Connection, join_id: str | bytes) -> None:
     for statement in statements.DELETE_JOIN:
         connection.execute(statement, (join_id,))
 

@@ -405,7 +405,7 @@ class _WallClock:
         return jumped
 
 
-def _delete_ended_reply_queue(name: str, now: float, connection: Connection) -> None:
+def _delete_ended_reply_queue(name: str | bytes, now: float, connection: Connection) -> None:
     if connection.execute(statements.DELETE_REPLY_QUEUE, (name, now)).rowcount:
         connection.execute(statements.DELETE_QUEUE, (name,))
 

@@ -163,8 +163,8 @@ KEEP_REPLY_QUEUE = """
 """
 END_REPLY_QUEUE = "UPDATE reply_queue SET until = ?2 WHERE name IN (SELECT value FROM json_each(?1))"
 ENDED_REPLY_QUEUES = "SELECT name FROM reply_queue WHERE until <= ?"
-DELETE_QUEUE = "DELETE FROM message WHERE queue = ?"
-DELETE_REPLY_QUEUE = "DELETE FROM reply_queue WHERE name = ? AND until <= ?"
+DELETE_QUEUE = "DELETE FROM message WHERE queue = CAST(? AS TEXT)"  # its bytes, where it is not UTF-8
+DELETE_REPLY_QUEUE = "DELETE FROM reply_queue WHERE name = CAST(? AS TEXT) AND until <= ?"
 
 # Looking.
 
@@ -227,7 +227,11 @@ DELETE_STARTS = "DELETE FROM start WHERE task_id IN (SELECT value FROM json_each
 # Joins.
 
 ENDED_JOIN = "SELECT 1 FROM joining WHERE join_id = ? AND ends <= ?"
-DELETE_JOIN = ("DELETE FROM joining WHERE join_id = ?", "DELETE FROM arrival WHERE join_id = ?")
+DELETE_JOIN = (
+    "DELETE FROM joining WHERE join_id = CAST(? AS TEXT)",
+    "DELETE FROM arrival WHERE join_id = CAST(? AS TEXT)",
+)
+"""Its id, or its bytes where another program has written a text that is not UTF-8."""
 ARRIVE = "INSERT OR IGNORE INTO arrival (join_id, member, outcome) VALUES (?, ?, ?)"
 COUNT_ARRIVAL = """
     INSERT INTO joining (join_id, arrived, ends) VALUES (?, ?, ?)

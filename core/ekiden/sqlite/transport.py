@@ -103,7 +103,7 @@ class SQLiteTransport(Transport):
         self._check_open()
         now = time.time()
         found: list[Seen] = []
-        last = int(after) if after else 0
+        last = int(after) if after else -1  # the first one beside rows that are set aside, below zero, has 0
         while len(found) < limit:
             rows = self._database.read(statements.BROWSE, (queue, last, limit - len(found)))
             for row in rows:
