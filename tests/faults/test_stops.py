@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ekiden.testing.conformance.pace import assert_quick
 
-from tests.faults.ground import Ground, eventually, on_one_broker
+from tests.faults.ground import Ground, eventually, on_one_broker, wait_until_gone
 
 KINDS = ["gated", "gated_apart", "gated_async"]
 """A task in a thread, one in a body process, one in the event loop."""
@@ -185,6 +185,25 @@ def test_worker_processes_are_recycled_when_they_have_grown(ground: Ground) -> N
     worker.wait_until_it_says("is ready", 2)
     assert worker.worker_pids() != first
     assert ground.app.send_task("work", (2,)).get(20) == 2
+    assert not worker.said("died")
+
+
+@on_one_broker
+@pytest.mark.slow
+def test_the_memory_of_body_processes_counts_as_their_workers(ground: Ground) -> None:
+    worker = ground.start(max_memory_per_process=250)
+    first = worker.worker_pids()
+    assert ground.app.send_task("grow_apart", (1, 10)).get(20) is None
+    bodies = worker.body_pids()
+
+    assert ground.app.send_task("grow_apart", (2, 250)).get(20) is None
+
+    worker.wait_until_it_says("is ready", 2)
+    assert worker.worker_pids() != first
+    for pid in bodies:
+        wait_until_gone(pid)
+    assert ground.app.send_task("grow_apart", (3, 10)).get(20) is None
+    assert len(worker.said("is ready")) == 2
     assert not worker.said("died")
 
 

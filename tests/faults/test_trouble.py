@@ -1,14 +1,17 @@
 """The broker or the result store fails for a while: what has ended is kept, tried again, and reported once."""
 
 import resource
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ekiden import Ekiden
+from ekiden.errors import ResultTimeout
 
-from tests.faults.ground import Ground
+from tests.faults.ground import Ground, eventually
 
 KINDS = ["gated", "gated_apart", "gated_async"]
 
@@ -167,3 +170,36 @@ def test_what_follows_and_is_too_large_for_the_broker_goes_to_the_dead_letters_a
     (dead,) = ground.dead()
     assert "max_message_bytes is 2000" in dead.message.headers["ekiden-dead-error"]
     assert worker.said("goes to the dead letters")
+
+
+@pytest.mark.parametrize("harm", ["deleted", "deleted with all that belongs to it", "replaced"])
+def test_when_the_file_goes_away_workers_and_senders_meet_in_the_new_one(ground: Ground, harm: str) -> None:
+    worker = ground.start(processes=2)
+    assert ground.app.send_task("work", (0,)).get(10) == 0
+    file = ground.directory / "broker.db"
+
+    if harm == "replaced":
+        (ground.directory / "new").touch()
+        (ground.directory / "new").rename(file)
+    else:
+        file.unlink()
+    if harm.startswith("deleted with"):
+        for each in ground.directory.glob("broker.db-*"):
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    eventually(lambda: worker.said("ERROR .*broker.db: the file was (deleted|replaced)"), what="the workers say so")
+
+    eventually(lambda: is_run(ground.app), what="a call is stored where the workers look")
+    results = [ground.app.send_task("work", (number,)) for number in range(1, 20)]
+    assert [result.get(20) for result in results] == list(range(1, 20))
+    with Ekiden("another sender", broker=ground.broker_url, task_default_queue=ground.queue) as another:
+        assert another.send_task("work", (20,)).get(10) == 20
+    assert len(worker.worker_pids()) == 2
+    assert not worker.said("Traceback|died")
+    assert worker.stop() == 0
+
+
+def is_run(app: Ekiden) -> bool:
+    try:
+        return app.send_task("work", (0,)).get(1) == 0
+    except ResultTimeout:
+        return False

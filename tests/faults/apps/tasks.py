@@ -221,6 +221,12 @@ def grow(number: int, megabytes: int) -> None:
 _kept: list[bytearray] = []
 
 
+@app.task(name="grow_apart", pool="process")
+def grow_apart(number: int, megabytes: int) -> None:
+    """The same, in a body process."""
+    grow.run(number, megabytes)
+
+
 @app.task(name="pool_of_processes")
 def pool_of_processes(count: int) -> list[int]:
     """Fork processes of its own, and end them as multiprocessing does, with SIGTERM."""
