@@ -440,6 +440,21 @@ ATTRIBUTES = {
             ("lock", "providing_args", "sender_receivers_cache", "use_caching"), "signal.fields has what it tells"
         ),
     },
+    "backend": {
+        "client": "a backend's connections are its own",
+        "cleanup": "results go by themselves when they expire",
+        "get_task_meta": "app.AsyncResult(id) has the state, the result, its times and its worker",
+        "store_result": "self.update_state(task_id=..., state=..., meta=...) stores a state",
+        **dict.fromkeys(
+            ("get_result", "get_state", "get_status", "get_traceback", "wait_for", "wait_for_pending"),
+            "app.AsyncResult(id) has the state, the result and the traceback",
+        ),
+        **dict.fromkeys(
+            ("mark_as_done", "mark_as_failure", "mark_as_retry", "mark_as_revoked", "mark_as_started"),
+            "the worker stores how a task ended; self.update_state() tells what comes before",
+        ),
+        "ensure_chords_allowed": _WORKFLOWS,
+    },
     "settings": {
         "add_defaults": "write app.conf.update({...})",
         "humanize": "say `ekiden doctor`",

@@ -46,6 +46,12 @@ def translated(name: str, value: Any) -> tuple[str, Any] | None:
     raise LookupError(name)
 
 
+def unassigned(name: str) -> object:
+    """What holds here of a setting that nobody has assigned. Raises LookupError where nothing of the kind does."""
+    accepts, _ = _ACCEPTED[name]
+    return _HOLDS[accepts]
+
+
 def current_name(name: str) -> str:
     """The name that a setting has since Celery 4, lower-case; one that has no other name as it is."""
     lowered = name.lower()
@@ -446,6 +452,18 @@ _ACCEPTED: dict[str, tuple[_Accepts, str]] = {
     "beat_scheduler": (_is_off, "there are no schedules yet; have a timer of the system send the calls: `ekiden call`"),
 }
 """By name: for which values nothing needs to be done, and what to do about the others."""
+
+_HOLDS: dict[_Accepts, object] = {
+    _is_direct: "direct",
+    _is_json: "json",
+    _is_off: False,
+    _is_on: True,
+    _is_on_or_unsaid: True,
+    _is_only_json: ["json"],
+    _is_time_zone: "UTC",
+    _is_unsaid: None,
+}
+"""By what is accepted: what a program that reads such a setting is told."""
 
 _MOST_PRIORITIES = 10
 

@@ -467,6 +467,27 @@ class Parameters:
             return str(error)
         return None
 
+    def retried_with(
+        self,
+        before: tuple[Sequence[Any], Mapping[str, Any]],
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> tuple[Sequence[Any] | None, Mapping[str, Any] | None]:
+        """The arguments of a next try that gives one kind only: what it says goes over what the other kind said.
+
+        ``before``: those of this try. None: as before. Without this, ``retry(args=(2,))`` of a call with ``x=1`` would
+        give x two values.
+        """
+        names = self._positional_names
+        if args is not None and kwargs is None:
+            given = set(names[: len(args)])
+            return args, {name: value for name, value in before[1].items() if name not in given}
+        if kwargs is not None and args is None and len(before[0]) <= len(names):
+            start = next((index for index, name in enumerate(names) if name in kwargs), len(names))
+            moved = dict(zip(names[start:], before[0][start:], strict=False))
+            return before[0][:start], {**moved, **kwargs}
+        return args, kwargs
+
     def _bind(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         reason = self.misfit(args, kwargs)
         if reason is not None:

@@ -137,8 +137,8 @@ class TaskRevoked(TaskError):
     """The task was revoked before it started, or terminated while it ran."""
 
 
-class TaskExpired(TaskError):
-    """The task's ``expires`` had passed before a worker could start it."""
+class TaskExpired(TaskRevoked):
+    """The task's ``expires`` had passed before a worker could start it: it was revoked by the time."""
 
 
 class TaskRejected(TaskError):

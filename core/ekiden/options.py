@@ -211,7 +211,7 @@ _CALL_INSTEAD = {
     "mandatory": "queues come to be when first used; leave it out",
     "max_retries": "write it where the task is declared",
     "app_id": "ekiden sets its own headers; give it one of yours in headers=",
-    "argsrepr": "a task with secret arguments takes an id of them; leave it out",
+    "argsrepr": "no log shows arguments; leave it out",
     "chain": _NO_WORKFLOWS,
     "chord": _NO_WORKFLOWS,
     "content_encoding": "messages are JSON; leave it out",
@@ -223,7 +223,7 @@ _CALL_INSTEAD = {
     "group_index": _NO_WORKFLOWS,
     "immediate": "queues come to be when first used; leave it out",
     "immutable": "it is a signature's: task.si(...)",
-    "kwargsrepr": "a task with secret arguments takes an id of them; leave it out",
+    "kwargsrepr": "no log shows arguments; leave it out",
     "message_id": "it is the task id; write task_id=",
     "origin": "give it a header: headers={...}",
     "router": "routes are a setting: task_routes; or write queue=",
@@ -262,11 +262,33 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
-    """Check the names of options. Raises ConfigurationError naming the unknown one."""
-    for name in given:
+    """Check the names of options; those of Celery's that ask for what is done anyway are left out.
+
+    Raises ConfigurationError naming the unknown one.
+    """
+    accepted = set()
+    for name, value in given.items():
         if name not in CallOptions.__struct_fields__:
-            raise unknown_call_option(task_name, name, CallOptions.__struct_fields__)
+            if not _is_done_anyway(name, value):
+                raise unknown_call_option(task_name, name, CallOptions.__struct_fields__)
+            accepted.add(name)
+    if accepted:
+        given = {name: value for name, value in given.items() if name not in accepted}
     return CallOptions(**given)
+
+
+def _is_done_anyway(name: str, value: object) -> bool:
+    match name:
+        case "argsrepr" | "kwargsrepr":  # no log shows arguments
+            return isinstance(value, str | None)
+        case "serializer":
+            return value in ("json", None)
+        case "add_to_parent":
+            return value in (True, None)
+        case "compression" | "connection" | "producer" | "publisher" | "shadow":
+            return value is None
+        case _:
+            return False
 
 
 NOTHING_SAID = CallOptions()

@@ -122,6 +122,13 @@ class Backend(ABC):
     @abstractmethod
     def __init__(self, url: BrokerURL) -> None: ...
 
+    if not TYPE_CHECKING:  # a type checker is to report a name that is not there
+
+        def __getattr__(self, name: str) -> object:
+            from ekiden.celery_names import missing_attribute  # only for a name that is not here
+
+            raise missing_attribute("backend", self, name)
+
     def expect(
         self, ids: Sequence[str], transport: Callable[[], Transport], *, deadline: float | None = None
     ) -> str | None:

@@ -6,6 +6,7 @@ The environment names, the CLI's defaults, the docs and the error messages are d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -213,6 +214,8 @@ class Settings:
         try:
             found = translated_setting(name, None)
         except ConfigurationError as error:
+            with suppress(AttributeError):
+                return _unassigned(name)
             from ekiden.celery_names import ATTRIBUTES, missing_attribute  # only for a name that is not here
 
             raise (
@@ -221,7 +224,7 @@ class Settings:
                 else AttributeError(str(error))
             ) from None
         if found is None:
-            raise AttributeError(f"the setting {name!r} has not been assigned; ekiden does not need it")
+            return _unassigned(name)
         value: object = getattr(self, found[0])
         return value
 
@@ -267,6 +270,15 @@ class Settings:
         if refusals:
             told = "".join(f"\n  {refusal}" for refusal in refusals)
             raise ConfigurationError(f"{len(refusals)} settings cannot be taken:{told}")
+
+
+def _unassigned(name: str) -> object:
+    from ekiden import celery_settings  # only for programs that ask for Celery's settings
+
+    try:
+        return celery_settings.unassigned(celery_settings.current_name(name))
+    except LookupError:
+        raise AttributeError(f"the setting {name!r} has not been assigned; ekiden does not need it") from None
 
 
 def setting_docs() -> Iterable[tuple[str, str, object, str]]:

@@ -481,6 +481,7 @@ class Task(Generic[P, R]):
             countdown = retry_delay(declared, request.retries, random.random())
         when: float | datetime = eta if eta is not None else countdown or 0.0
         due_of_retry(when, time.time())  # so that the line of the body is named where it cannot be
+        args, kwargs = self.parameters.retried_with((request.args, request.kwargs), args, kwargs)
         retry = Retry(
             exc=exc,
             when=when,

@@ -15,9 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from ekiden import Ekiden as Celery
 from ekiden.celery_names import ARGUMENTS_OF_AN_APP, ATTRIBUTES, instead_of
-from ekiden.errors import ConfigurationError, MaxRetriesExceededError
+from ekiden.cli import ekiden
+from ekiden.errors import ConfigurationError, MaxRetriesExceededError, TaskExpired
+from ekiden.exceptions import TaskRevokedError
 from ekiden.message import new_id
 from ekiden.porting.names import MODULES, moved
 from ekiden.result import AsyncResult
@@ -41,6 +44,7 @@ def object_of(kind: str, app: Celery) -> Any:
 
     return {
         "app": app,
+        "backend": app.backend,
         "control": app.control,
         "request": add.request,
         "result": AsyncResult("1", app),
@@ -215,3 +219,92 @@ def test_a_request_is_asked_like_a_mapping(app: Celery) -> None:
     result = ask.apply()
 
     assert seen == {"id": result.id, "chord": None, "other": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task_always_eager", False),
+        ("enable_utc", True),
+        ("task_serializer", "json"),
+        ("accept_content", ["json"]),
+        ("timezone", "UTC"),
+        ("CELERY_TASK_ALWAYS_EAGER", False),
+        ("task_default_exchange_type", "direct"),
+    ],
+)
+def test_a_setting_that_nobody_assigned_tells_what_holds(name: str, value: object, app: Celery) -> None:
+    assert (app.conf[name], name in app.conf, app.conf.get(name)) == (value, True, value)
+
+
+@pytest.mark.parametrize("command", ["", "worker", "call", "purge", "result"])
+def test_every_option_of_the_command_is_here_or_answered_in_a_sentence(command: str) -> None:
+    for option in NAMES["options"][command]:
+        for name in option["names"]:
+            words = [name] if option["is_flag"] else [name, "1"]
+            behind = [command, *words, "--help"] if command else [*words, "--help"]
+            result = CliRunner().invoke(ekiden, behind)
+            assert "No such option" not in result.output, (command, name)
+            assert result.exit_code == 0 or f"{name}: " in result.output or "Invalid value" in result.output, (
+                result.output
+            )
+
+
+@pytest.mark.parametrize("command", NAMES["commands"])
+def test_every_command_is_here_or_answered_in_a_sentence(command: str) -> None:
+    result = CliRunner().invoke(ekiden, [command, "--help"])
+
+    assert result.exit_code == 0 or f"Error: {command}: " in result.output
+
+
+@pytest.mark.parametrize(
+    ("sent", "again", "arrived"),
+    [
+        (((), {"x": 1, "y": 2, "z": 3}), ((2, 3), None), (2, 3, 3)),
+        (((1, 2, 3), {}), (None, {"x": 9}), (9, 2, 3)),
+        (((1,), {"y": 2, "z": 3}), ((5,), None), (5, 2, 3)),
+        (((1, 2), {"z": 3}), (None, {"z": 4}), (1, 2, 4)),
+        (((1, 2, 3), {}), ((4, 5, 6), {}), (4, 5, 6)),
+        (((1, 2, 3), {}), (None, None), (1, 2, 3)),
+    ],
+)
+def test_the_arguments_of_a_retry_go_over_those_of_before(sent: Any, again: Any, arrived: Any, app: Celery) -> None:
+    @app.task(bind=True, name="again", max_retries=1)
+    def once_more(self: Any, x: int, y: int, z: int = 0) -> list[int]:
+        if not self.request.retries:
+            raise self.retry(args=again[0], kwargs=again[1], countdown=0)
+        return [x, y, z]
+
+    assert once_more.apply(*sent).get() == list(arrived)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"argsrepr": "(***)"},
+        {"kwargsrepr": "{***}"},
+        {"serializer": "json"},
+        {"add_to_parent": True},
+        {"producer": None},
+        {"compression": None},
+    ],
+)
+def test_an_option_that_asks_for_what_is_done_anyway_is_accepted(option: dict[str, Any], app: Celery) -> None:
+    add = app.task(name="add")(lambda x: x)
+
+    assert add.apply((1,), **option).get() == 1
+    add.apply_async((1,), **option)
+    app.send_task("add", (1,), **option)
+    assert add.s(1).set(**option).apply_async().id
+
+
+@pytest.mark.parametrize("option", [{"serializer": "pickle"}, {"producer": object()}, {"compression": "gzip"}])
+def test_an_option_that_asks_for_something_else_is_refused(option: dict[str, Any], app: Celery) -> None:
+    add = app.task(name="add")(lambda x: x)
+
+    with pytest.raises(ConfigurationError, match="there is no call option"):
+        add.apply_async((1,), **option)
+
+
+def test_a_call_that_expired_is_caught_where_revoked_ones_are() -> None:
+    assert issubclass(TaskExpired, TaskRevokedError)

@@ -83,6 +83,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="ekiden")
 @click.option("-A", "--app", type=AppTarget(), metavar="MODULE:APP", help="The app; or name it behind the command.")
 @celery_words.refused_options(celery_words.REFUSED_EVERYWHERE)
+@celery_words.accepted_options(*celery_words.ACCEPTED_EVERYWHERE, are_flags=True)
 def ekiden(app: str | None) -> None:  # AppCommand reads ``app``
     """Tasks and messages over any broker, chosen by URL.
 

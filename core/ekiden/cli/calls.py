@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from ekiden.cli.celery_words import REFUSED_BY_CALL, accepted_options, refused_options
 from ekiden.cli.output import json_option, open_app, print_fields, print_json, say, say_lines, task_named
 from ekiden.cli.target import AppCommand, app_argument, task_argument
 from ekiden.codec import encode_value
@@ -44,6 +45,8 @@ _object = _json(dict, "object", """'{"name": 1}'""")
 @click.option("--expires", type=float, metavar="SECONDS", help="Do not start it after so long.")
 @click.option("--task-id", help="An id of your own.")
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait for the result, and print it as JSON.")
+@refused_options(REFUSED_BY_CALL)
+@click.option("--serializer", type=click.Choice(["json"]), expose_value=False, hidden=True)
 def call(
     *,
     target: str,
@@ -101,6 +104,8 @@ def _failure(ended: AsyncResult[Any]) -> str:
 @click.argument("task_id", metavar="ID")
 @click.option("--wait", type=float, metavar="SECONDS", help="Wait until it has ended.")
 @json_option
+@accepted_options(("-t", "--task"))
+@accepted_options(("--traceback",), are_flags=True)
 def result(target: str, task_id: str, wait: float | None, as_json: bool) -> None:
     """What became of a task: its state, and its value or what went wrong.
 

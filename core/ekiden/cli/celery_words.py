@@ -52,6 +52,19 @@ REFUSED_EVERYWHERE = {
 }
 """Options before the command's name."""
 
+ACCEPTED_EVERYWHERE = (("-C", "--no-color"), ("-q", "--quiet"), ("--skip-checks",))
+"""Flags there that ask for what ekiden does anyway."""
+
+REFUSED_BY_CALL: dict[tuple[str, ...], str] = {
+    ("--eta",): "write --countdown SECONDS.",
+    ("--exchange",): "queues are addressed by name: --queue.",
+    ("--routing-key",): "queues are addressed by name: --queue.",
+}
+"""Options of ``celery call`` with a value."""
+
+REFUSED_BY_PURGE: dict[tuple[str, ...], str] = {("-X", "--exclude-queues"): "name the queues to purge: --queues a,b."}
+"""Options of ``celery purge`` with a value."""
+
 REFUSED_BY_WORKER = {
     (
         "--autoscale",
@@ -63,6 +76,7 @@ REFUSED_BY_WORKER = {
     ("--umask",): f"{_SERVICE} sets the umask.",
     ("--executable",): "processes run the Python that runs this command.",
     ("-s", "--schedule", "--schedule-filename"): _SCHEDULES,
+    ("--scheduler",): _SCHEDULES,
     ("-X", "--exclude-queues"): "name the queues to serve: --queues a,b.",
     ("-I", "--include"): "give the app include=[...]; every process that loads the app then has these tasks.",
     ("--time-limit",): "give the task time_limit=, or set task_time_limit for all.",
@@ -82,11 +96,17 @@ ACCEPTED_BY_WORKER = (
     ("-O", "--optimization"),
     ("--prefetch-multiplier",),
     ("--heartbeat-interval",),
+    ("--pool-start-method",),
     ("-S", "--statedb"),
 )
 """Options with a value that ask for what ekiden does anyway, or decides by itself."""
 
-ACCEPTED_FLAGS_OF_WORKER = (("--without-gossip",), ("--without-mingle",), ("--without-heartbeat",))
+ACCEPTED_FLAGS_OF_WORKER = (
+    ("--disable-prefetch",),
+    ("--without-gossip",),
+    ("--without-mingle",),
+    ("--without-heartbeat",),
+)
 """The same, without a value."""
 
 POOLS_REFUSED = {"eventlet": _NO_GREEN_THREADS, "gevent": _NO_GREEN_THREADS}
@@ -95,11 +115,20 @@ POOLS_REFUSED = {"eventlet": _NO_GREEN_THREADS, "gevent": _NO_GREEN_THREADS}
 
 def worker_options(function: _FunctionT) -> _FunctionT:
     """Add to a command what ``celery worker`` has and ekiden accepts or refuses; ``--help`` shows none of it."""
-    for names in ACCEPTED_BY_WORKER:
-        function = click.option(*names, expose_value=False, hidden=True)(function)
-    for names in ACCEPTED_FLAGS_OF_WORKER:
-        function = click.option(*names, expose_value=False, hidden=True, is_flag=True)(function)
+    function = accepted_options(*ACCEPTED_BY_WORKER)(function)
+    function = accepted_options(*ACCEPTED_FLAGS_OF_WORKER, are_flags=True)(function)
     return refused_options(REFUSED_FLAGS_OF_WORKER, are_flags=True)(refused_options(REFUSED_BY_WORKER)(function))
+
+
+def accepted_options(*options: tuple[str, ...], are_flags: bool = False) -> Callable[[_FunctionT], _FunctionT]:
+    """Options that a command accepts and needs not; ``--help`` does not show them."""
+
+    def decorate(function: _FunctionT) -> _FunctionT:
+        for names in options:
+            function = click.option(*names, expose_value=False, hidden=True, is_flag=are_flags)(function)
+        return function
+
+    return decorate
 
 
 def refused_options(

@@ -7,6 +7,7 @@ import sys
 import click
 
 from ekiden.app import Ekiden
+from ekiden.cli.celery_words import REFUSED_BY_PURGE, refused_options
 from ekiden.cli.output import confirm, json_option, open_app, plural, print_json, print_table, say
 from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.message import DEAD_SUFFIX
@@ -43,6 +44,7 @@ def depth_row(app: Ekiden, queue: str) -> dict[str, object]:
 @click.argument("names", metavar="[QUEUE]...", nargs=-1, type=QueueName())
 @click.option("-Q", "--queues", type=QueueName(), help="The same, as a list: a,b.")
 @click.option("-f", "--force", "--yes", "yes", is_flag=True, help="Do not ask.")
+@refused_options(REFUSED_BY_PURGE)
 def purge(target: str, names: tuple[str, ...], queues: str | None, yes: bool) -> None:
     """Delete the messages of queues that no worker has in hand; of all the app's queues where none is named.
 
