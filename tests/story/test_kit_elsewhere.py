@@ -1,6 +1,10 @@
 """The conformance kit runs in somebody else's project, whose pytest is strict."""
 
+import re
+
 import pytest
+
+from tests.story.pages import ROOT
 
 TEST_OF_A_TRANSPORT = """
 import pytest
@@ -23,3 +27,22 @@ def test_the_kit_can_be_imported_where_marks_are_strict(pytester: pytest.Pyteste
 
     result.stdout.no_fnmatch_line("*Unknown pytest.mark*")
     assert result.ret == pytest.ExitCode.OK
+
+
+@pytest.mark.slow
+def test_the_page_says_how_many_tests_the_kit_has(pytester: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "writing-a-transport.md").read_text()
+    told = re.search(r"^1 failed, (\d+) passed$", page, re.MULTILINE)
+    module = pytester.makepyfile(
+        """
+        from ekiden.testing.conformance import LeaseExpiryConformance, TransportConformance
+
+        class TestTheirs(TransportConformance, LeaseExpiryConformance):
+            pass
+        """
+    )
+
+    collected, _ = pytester.inline_genitems(module, "-p", "no:cacheprovider")
+
+    assert told is not None
+    assert len(collected) == int(told[1]) + 1

@@ -63,6 +63,11 @@ class Signals:
             self._is_pending = False
         return False if has_arrived else None
 
+    def places(self, call: Callable[[], object], *, within: str, lines: bool = False) -> int:
+        """How many instructions (or lines) of ``call`` there are, as ``interrupt`` counts them."""
+        self.interrupt(call, sys.maxsize, within=within, lines=lines)
+        return sys.maxsize - self._left
+
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(self._files) or frame.f_code.co_filename == __file__:
             return None

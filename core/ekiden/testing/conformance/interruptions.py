@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,14 @@ from ekiden.message import DUPLICATE, STORED
 from ekiden.options import Publishing
 from ekiden.publisher import Publisher
 from ekiden.testing.conformance.fixtures import PATIENCE, TransportFixtures, a_message, ids, settle
-from ekiden.testing.interruptions import Interrupted, signals_every
+from ekiden.testing.interruptions import Interrupted, Signals, signals_every
 from ekiden.transport import Transport
 
 OFTEN = 0.003
 """Seconds between two signals, on average."""
+
+INSTRUCTIONS = 60
+"""So many of a publish's are interrupted, at random."""
 
 ENOUGH, LONGEST_SECONDS = 25, 1.5
 """Interruptions, and how long it may take."""
@@ -41,7 +46,7 @@ class Interruptions(TransportFixtures):
 
         def publish_all_the_time() -> list[str]:
             stored = []
-            while not over.wait(0.001):
+            while not over.wait(0.01):
                 message = a_message(queue)
                 assert publisher.publish([message], once)[0] in (STORED, DUPLICATE)  # what is tried again
                 stored.append(message.id)
@@ -60,6 +65,30 @@ class Interruptions(TransportFixtures):
         found = self.everything_in(transport, queue)
         assert {message_id for message_id, count in found.items() if count > 1} == set()
         assert found.keys() >= theirs | ours
+
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_a_publish_can_be_interrupted_anywhere(self, transport: Transport, other: Transport, queue: str) -> None:
+        path, signals = _path_of(transport), Signals()
+        transport.publish([a_message(queue)])
+        others: list[str] = []
+
+        def publish_another(through: Transport) -> None:
+            message = a_message(queue)
+            assert through.publish([message]) == [STORED]
+            others.append(message.id)
+
+        with signals.handled(), ThreadPoolExecutor(1) as thread:
+            places = signals.places(lambda: transport.publish([a_message(queue)]), within=path)
+            for place in sorted(random.sample(range(1, places + 1), min(places, INSTRUCTIONS))):
+                message = a_message(queue)
+                signals.interrupt(partial(transport.publish, [message]), place, within=path)
+                thread.submit(publish_another, transport).result(PATIENCE)
+                thread.submit(publish_another, other).result(PATIENCE)
+                assert transport.publish([message])[0] in (STORED, DUPLICATE)
+
+        found = self.everything_in(transport, queue)
+        assert {found[message_id] for message_id in others} == {1}
 
     def publish_interrupted(self, publisher: Publisher, queue: str, how: Publishing, path: str) -> tuple[set[str], int]:
         """Publish while signals arrive; the ids of what was answered as stored, and how many calls were interrupted."""
