@@ -12,6 +12,8 @@ may be interrupted holds a reentrant lock, which only the thread that holds it c
         raise
 
 The call between the two is needed: no handler covers the line of a ``try`` or ``with`` that stands in another ``try``.
+Where a lock is not waited for, or not for ever, ``with`` is of no use, and ``call_holding`` does all of this:
+between ``if lock.acquire(...):`` and the ``try`` behind it an exception may come, and the lock stays taken for ever.
 
 ``threading.Condition`` and ``threading.Event`` are not safe: they are Python themselves. Interrupted where it gives its
 lock back or takes it again, a condition leaves it taken for ever, or releases one that another thread holds, and a
@@ -25,6 +27,7 @@ import _thread
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 _LOOK_AGAIN_SECONDS = 0.5
@@ -35,6 +38,28 @@ def release_if_held(lock: threading.RLock) -> None:
     """Release ``lock`` if this thread holds it, as nearly never."""
     with contextlib.suppress(RuntimeError):  # it does not
         lock.release()
+
+
+def call_holding(lock: threading.RLock, act: Callable[[], object], *, timeout: float = 0.0) -> bool:
+    """Call ``act`` while holding ``lock``; not, and False, while another thread has it for ``timeout`` seconds.
+
+    Call it with a lock that this thread does not hold yet.
+    """
+    try:
+        return _call_holding(lock, act, timeout)
+    except BaseException:
+        release_if_held(lock)
+        raise
+
+
+def _call_holding(lock: threading.RLock, act: Callable[[], object], timeout: float) -> bool:
+    if not lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX)):
+        return False
+    try:
+        act()
+    finally:
+        lock.release()
+    return True
 
 
 class Flag:

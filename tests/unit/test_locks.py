@@ -4,11 +4,12 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import pytest
 from ekiden import locks
-from ekiden.locks import Flag, start_thread
+from ekiden.locks import Flag, call_holding, start_thread
 from ekiden.testing.interruptions import Signals
 
 from tests.interruptions import Interrupted, signals_every
@@ -72,6 +73,30 @@ def test_who_sets_and_is_interrupted_can_set_again(signals: Signals) -> None:
         assert flag.wait(PATIENCE)
 
     at_every_instruction(signals, Flag, Flag.set, can_be_set)
+
+
+def test_what_is_called_with_a_lock_and_interrupted_leaves_it_free(signals: Signals) -> None:
+    def is_free(lock: threading.RLock) -> None:
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(call_holding, lock, int).result(PATIENCE)
+
+    at_every_instruction(signals, threading.RLock, lambda lock: call_holding(lock, threading.Lock), is_free)
+
+
+def test_a_lock_that_another_thread_has_is_waited_for_so_long() -> None:
+    lock, called = threading.RLock(), []
+
+    with lock, ThreadPoolExecutor(1) as thread:
+        assert not thread.submit(call_holding, lock, int).result(PATIENCE)
+        waiting = thread.submit(call_holding, lock, lambda: called.append(1), timeout=0.05)
+        assert not waiting.result(PATIENCE)
+    assert call_holding(lock, lambda: called.append(2))
+    with pytest.raises(ZeroDivisionError):
+        call_holding(lock, lambda: 1 / 0)
+
+    assert called == [2]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(call_holding, lock, int).result(PATIENCE)
 
 
 def test_a_flag_ends_all_waits_until_it_is_cleared() -> None:

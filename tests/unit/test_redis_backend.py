@@ -22,6 +22,7 @@ from ekiden.results import BeginOutcome, Begun, Start, StoredResult
 from ekiden.states import State, may_follow
 from ekiden.testing.conformance.fixtures import let_it_wait
 from ekiden.testing.conformance.pace import assert_quick
+from ekiden.testing.interruptions import Signals
 from ekiden.urls import parse_url
 from ekiden_redis import RedisBackend, waits
 from ekiden_redis.keys import slot_of
@@ -607,3 +608,24 @@ def owners(cluster: RedisClusterOfThree, slot: int) -> tuple[RedisServer, RedisS
             names[node.port] = client.execute_command("CLUSTER MYID")
     owner = SLOTS_OF_THREE.index(next(bound for bound in SLOTS_OF_THREE if slot < bound))
     return cluster.nodes[owner], cluster.nodes[(owner + 1) % 3], names
+
+
+@pytest.mark.slow
+def test_a_wait_that_is_interrupted_anywhere_holds_up_nobody(store: RedisBackend) -> None:
+    signals = Signals()
+    place, was_interrupted = 0, None
+    store.wait([new_id()], 0.01)  # whatever it needs is there
+    with signals.handled(), ThreadPoolExecutor(1) as another:
+        while place == 0 or was_interrupted is not None:
+            place += 1
+            was_interrupted = signals.interrupt(
+                lambda: store.wait([new_id()], 0.001), place, within=waits.__file__, lines=True
+            )
+
+            result = StoredResult(new_id(), "SUCCESS", 0, b"1", DAY)
+            waiting = another.submit(store.wait, [result.task_id], PATIENCE)
+            let_it_wait()
+            store.put([result])
+            assert [each.task_id for each in waiting.result(PATIENCE)] == [result.task_id]
+            assert len(store._waits._waiting) == 0
+    assert place > 50

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 from ekiden.errors import EkidenError
+from ekiden.locks import call_holding
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.client import Client
@@ -71,7 +72,7 @@ class Coordinators:
 
     def forget(self) -> None:
         """In a forked child: make a new lock."""
-        self._looking = threading.Lock()
+        self._looking = threading.RLock()
         self._look_at = 0.0
         self._looks = 0
         self._told: set[str] = set()
@@ -82,8 +83,10 @@ class Coordinators:
         What a server refuses is looked at again: until then the order of the URL counts, or what was agreed on. Raises
         what the client raises where none answers, or none as CouchDB does.
         """
-        if time.monotonic() < self._look_at or not self._looking.acquire(blocking=False):
-            return
+        if time.monotonic() >= self._look_at:
+            call_holding(self._looking, self._look)
+
+    def _look(self) -> None:
         try:
             self._looks += 1
             pause = _LOOK_EVERY_SECONDS
@@ -106,8 +109,6 @@ class Coordinators:
                 self._look_at = time.monotonic() + _AFTER_REFUSAL_SECONDS
         except Exception:
             logger.exception("it could not be agreed which node of the cluster is asked")
-        finally:
-            self._looking.release()
 
     def differences(self) -> list[str]:
         """What should be different in the URLs of those who work here now, as sentences without their beginnings.

@@ -18,6 +18,7 @@ from enum import Enum
 from http import HTTPStatus
 
 import msgspec
+from ekiden.locks import call_holding
 from ekiden.loggers import safe_logger
 
 from ekiden_couchdb.catalogue import MESSAGES, Catalogue, CatalogueStore, Generation, Stage
@@ -69,7 +70,7 @@ class Generations:
         """In a forked child: make new locks, and be somebody else for the other processes."""
         self._identity = os.urandom(8).hex()
         self._lock = threading.Lock()
-        self._tidying = threading.Lock()
+        self._tidying = threading.RLock()
         self._known: Catalogue | None = None
         self._known_at = self._begun_at = 0.0
         self._purgers: dict[str, Purger] = {}
@@ -133,8 +134,10 @@ class Generations:
         Takes a fraction of a second where the server answers. Raises nothing: nothing is lost by what it could not do,
         and the next round begins where this one ended.
         """
-        if time.monotonic() < self._tidy_at or self._closed or not self._tidying.acquire(blocking=False):
-            return
+        if time.monotonic() >= self._tidy_at and not self._closed:
+            call_holding(self._tidying, self._tidy_some)
+
+    def _tidy_some(self) -> None:
         more = False
         pause = self._limits.tidied_every * random.uniform(0.8, 1.2)
         try:
@@ -146,8 +149,6 @@ class Generations:
             # Whoever receives calls this, and must not end because of it.
             logger.exception("the databases of messages could not be tidied")
             pause = max(pause, _AFTER_AN_ERROR_SECONDS)
-        finally:
-            self._tidying.release()
         self._tidy_at = time.monotonic() + (min(_BUSY_PAUSE_SECONDS, pause) if more else pause)
 
     def warnings(self) -> list[str]:

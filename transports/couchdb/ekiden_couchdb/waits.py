@@ -75,13 +75,13 @@ class Waits:
         if timeout <= 0:
             return list(self._final(task_ids).values())
         wait = _Wait({task_document(task_id): task_id for task_id in task_ids}, time.monotonic() + timeout)
-        with self._lock:
-            if self._closed.is_set():
-                return []
-            self._waiting.add(wait)
-            self._begin()
-            began = self._began
         try:
+            with self._lock:
+                if self._closed.is_set():
+                    return []
+                self._waiting.add(wait)
+                self._begin()
+                began = self._began
             began.wait(min(timeout, FEED_BEGINS_WITHIN_SECONDS))
             return self._wait(wait)
         finally:

@@ -13,11 +13,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from operator import itemgetter
 
 import hiredis
+from ekiden.locks import call_holding
 from ekiden.urls import Host
 
 from ekiden_redis.connection import Access, Address, Connection, Part, Reply
@@ -140,7 +141,7 @@ class Sentinels(Servers):
         self._place = place
         self._access = access
         self._access_to_sentinels = access_to_sentinels
-        self._asking = threading.Lock()
+        self._asking = threading.RLock()
         self._sentinels = [Address(host.name, host.port or 0) for host in place.hosts]
         self._master: Server | None = None
         self._closed = False
@@ -149,12 +150,17 @@ class Sentinels(Servers):
         master = self._master
         if master is not None:
             return master
-        with _held(self._asking, deadline):
+        found: list[Server] = []
+
+        def find() -> None:
             if self._master is None:
                 self._master = Server(self._ask(deadline), self._access, check=_check_is_master)
                 if self._closed:
                     self._master.close()
-            return self._master
+            found.append(self._master)
+
+        _call_alone(self._asking, find, deadline)
+        return found[0]
 
     def failed(self, server: Server) -> None:
         if self._master is server:
@@ -220,7 +226,7 @@ class Cluster(Servers):
     def __init__(self, place: Place, access: Access) -> None:
         self._place = place
         self._access = access
-        self._asking = threading.Lock()
+        self._asking = threading.RLock()
         self._servers: dict[Address, Server] = {}
         self._slots: list[tuple[int, int, Address]] = []
         self._moved: dict[int, Address] = {}
@@ -230,9 +236,7 @@ class Cluster(Servers):
     def of(self, key: bytes, deadline: float) -> Server:
         slot = slot_of(key)
         if not self._known:
-            with _held(self._asking, deadline):
-                if not self._known:
-                    self._ask(deadline)
+            _call_alone(self._asking, lambda: None if self._known else self._ask(deadline), deadline)
         address = self._moved.get(slot)
         if address is None:
             slots = self._slots
@@ -302,14 +306,10 @@ class NobodyHasTheSlot(OSError):
         self.strerror = str(self)
 
 
-@contextmanager
-def _held(lock: threading.Lock, deadline: float) -> Iterator[None]:
-    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+def _call_alone(lock: threading.RLock, act: Callable[[], None], deadline: float) -> None:
+    """Call ``act`` while holding ``lock``. Raises Overdue where that is another thread's until the deadline."""
+    if not call_holding(lock, act, timeout=deadline - time.monotonic()):
         raise Overdue
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _ask_one(address: Address, access: Access, command: tuple[Part, ...], deadline: float) -> Reply:

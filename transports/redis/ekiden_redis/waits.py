@@ -26,7 +26,7 @@ from contextlib import suppress
 from random import random
 
 from ekiden.errors import BackendError, EkidenError
-from ekiden.locks import Flag, start_thread
+from ekiden.locks import Flag, call_holding, start_thread
 from ekiden.loggers import safe_logger
 from ekiden.results import StoredResult
 
@@ -54,6 +54,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, MOST_DOUBLINGS = 0.05, 1.0, 10
 """Between two tries to follow everything anew; the first is made at once."""
 
 CLOSED_WITHIN_SECONDS = 5.0
+_LOOK_FOR_A_READER_SECONDS = 0.5
+"""Who left the reader's role may have been interrupted before it called another one."""
 
 
 class Waits:
@@ -64,7 +66,8 @@ class Waits:
         self._keys = keys
         self._lock = threading.Lock()
         self._io = threading.Lock()
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()
+        self._is_read = False
         self._followed: dict[str, float] = {}  # when each was waited for last
         self._waiting: set[_Wait] = set()
         self._subscriptions: dict[Server, Subscription[_Wait]] = {}
@@ -82,14 +85,14 @@ class Waits:
         """
         now = time.monotonic()
         wait = _Wait(frozenset(task_ids), now + timeout)
-        with self._lock:
-            if self._closed.is_set():
-                return []
-            lines = self._lines = self._lines or Lines()
-            new = [task_id for task_id in wait.task_ids if task_id not in self._followed]
-            self._followed.update(dict.fromkeys(wait.task_ids, now))
-            self._waiting.add(wait)
         try:
+            with self._lock:
+                if self._closed.is_set():
+                    return []
+                lines = self._lines = self._lines or Lines()
+                new = [task_id for task_id in wait.task_ids if task_id not in self._followed]
+                self._followed.update(dict.fromkeys(wait.task_ids, now))
+                self._waiting.add(wait)
             if new:
                 self._follow(new, wait, lines)
             self._wait(wait, lines)
@@ -99,6 +102,8 @@ class Waits:
                 self._fail(BackendError("Whoever read the results was interrupted."), None)
             raise
         finally:
+            with self._lock:
+                self._waiting.discard(wait)  # first, so that it is nobody who is called, whatever interrupts the rest
             trouble = self._leave(wait)
         return wait.answer(trouble)
 
@@ -135,13 +140,8 @@ class Waits:
     def _wait(self, wait: _Wait, lines: Lines[Server]) -> None:
         """Until it is over: read for everybody, or else wait until called."""
         while not wait.is_over and (left := wait.until - time.monotonic()) > 0:
-            if self._reading.acquire(blocking=False):
-                try:
-                    self._read(wait, lines)
-                finally:
-                    self._reading.release()
-            else:
-                wait.called.wait(min(left, threading.TIMEOUT_MAX))
+            if not call_holding(self._reading, lambda: self._read(wait, lines)):
+                wait.called.wait(min(left, _LOOK_FOR_A_READER_SECONDS))
                 wait.called.clear()
 
     def _follow(self, task_ids: Sequence[str], wait: _Wait | None, lines: Lines[Server]) -> None:
@@ -197,13 +197,20 @@ class Waits:
 
     def _call_a_reader(self) -> None:
         """Whoever has left the reader's role calls this. The caller holds ``_lock``."""
-        if self._waiting and not self._reading.locked():
+        if self._waiting and not self._is_read:
             next(iter(self._waiting)).called.set()
 
     # What the reader does.
 
     def _read(self, wait: _Wait, lines: Lines[Server]) -> None:
         """Read for everybody until ``wait`` is over."""
+        self._is_read = True
+        try:
+            self._read_until_over(wait, lines)
+        finally:
+            self._is_read = False
+
+    def _read_until_over(self, wait: _Wait, lines: Lines[Server]) -> None:
         while not wait.is_over and (left := wait.until - time.monotonic()) > 0:
             trouble = self._trouble
             if trouble is not None and trouble.is_new:
