@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,10 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ekiden.errors import ConfigurationError
+from ekiden.loggers import safe_logger
 from ekiden.safe_text import text_of
+
+logger = safe_logger(__name__)
 
 Returned = TypeVar("Returned")
 
@@ -79,7 +83,10 @@ def is_module(name: str) -> bool:
 def _import_failed(name: str, wanted_by: str, error: BaseException) -> ConfigurationError:
     if isinstance(error, SystemExit):
         return ConfigurationError(f"{wanted_by}: the module {name!r} ends the program: {what_failed(error)}")
-    return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {what_failed(error)}")
+    advice = ""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in {"celery", "kombu", "ekiden"}:
+        advice = "; `ekiden port` says what to write instead"
+    return ConfigurationError(f"{wanted_by}: the module {name!r} cannot be imported: {what_failed(error)}{advice}")
 
 
 def _place(error: BaseException) -> str:
@@ -162,6 +169,9 @@ def import_related(
     """
     of_django = packages is None
     if packages is None:
+        if not _has_django_settings():
+            logger.warning("autodiscover_tasks() names no packages, and no Django is set up here: it imports nothing")
+            return
         packages = _django_apps()
     elif isinstance(packages, str):
         packages = [packages]
@@ -174,6 +184,11 @@ def import_related(
             import_module(name, "autodiscover_tasks()")
     if of_django:
         _run_django_checks()
+
+
+def _has_django_settings() -> bool:
+    conf = sys.modules.get("django.conf")
+    return bool(os.environ.get("DJANGO_SETTINGS_MODULE")) or (conf is not None and bool(conf.settings.configured))
 
 
 def _run_django_checks() -> None:

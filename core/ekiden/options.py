@@ -132,6 +132,9 @@ def _celerys_taken(task_name: str, given: Mapping[str, object]) -> dict[str, obj
         options.pop("serializer", None)
     if options.get("reject_on_worker_lost") in {True, None}:
         options.pop("reject_on_worker_lost", None)  # a message always comes back when its worker dies
+    for name in ("compression", "exchange", "routing_key", "send_events", "store_errors_even_if_ignored"):
+        if not options.get(name, True):
+            del options[name]  # nothing was asked for
     retry = options.pop("retry_kwargs", None) or {}
     if not isinstance(retry, Mapping) or not set(retry) <= {"max_retries", "countdown"}:
         raise ConfigurationError(f"task {task_name}: retry_kwargs takes max_retries and countdown, not {retry!r}.")

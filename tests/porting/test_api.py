@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from click.testing import CliRunner
 from ekiden import Ekiden as Celery
 from ekiden import Task, shared_task
+from ekiden.cli import ekiden
 from ekiden.exceptions import ImproperlyConfigured, MaxRetriesExceededError, MisuseError, Reject, TaskRejected
 from ekiden.logs import configure_logging, get_task_logger
 from ekiden.message import new_id
+from ekiden.modules import import_module
 from ekiden.result import AsyncResult
 from ekiden.results import known_sources
 from ekiden.signals import (
@@ -417,3 +420,43 @@ def test_a_program_becomes_its_own_worker(tmp_path: Path, call: str, arguments: 
 def test_an_app_that_is_in_no_module_cannot_start(app: Celery) -> None:
     with pytest.raises(MisuseError, match="is in no module"):
         app.start([])
+
+
+def test_a_program_without_django_discovers_nothing_and_is_told(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    monkeypatch.delitem(sys.modules, "django.conf", raising=False)
+
+    app.autodiscover_tasks()
+    app.load_tasks()
+
+    assert "autodiscover_tasks() names no packages" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["from celery.schedules import crontab", "import kombu", "import ekiden.canvas"])
+def test_an_import_that_was_left_says_who_knows_more(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "celery", None)  # type: ignore[arg-type]  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "kombu", None)  # type: ignore[arg-type]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"left_{new_id()}"
+    (tmp_path / f"{name}.py").write_text(f"{line}\n")
+
+    with pytest.raises(ImproperlyConfigured, match="`ekiden port` says what to write instead"):
+        import_module(name, "-A")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"store_errors_even_if_ignored": False}, {"compression": None}, {"send_events": False}, {"routing_key": None}],
+)
+def test_a_task_option_that_asks_for_nothing_is_accepted(option: dict[str, Any], app: Celery) -> None:
+    assert app.task(name="plain", **option)(lambda: 1).apply().get() == 1
+
+
+def test_an_error_of_the_command_names_the_app_that_was_typed() -> None:
+    result = CliRunner().invoke(ekiden, ["-A", "no_such_shop:celery_app", "queues"])
+
+    assert "no_such_shop:celery_app: there is no module" in result.output

@@ -178,11 +178,11 @@ def test_apply_runs_here_and_now() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "advice"),
     [
-        ("serializer", "json", "messages are JSON"),
+        ("serializer", "pickle", "messages are JSON"),
         ("compression", "zlib", "leave it out"),
         ("routing_key", "feed.import", "queue="),
         ("exchange", "feeds", "queue="),
-        ("connection", None, "leave it out"),
+        ("connection", object(), "leave it out"),
         ("shadow", "other", "leave it out"),
     ],
 )

@@ -215,7 +215,7 @@ def test_settings_are_read_as_celerys_users_do() -> None:
     conf.update(timezone="UTC", worker_concurrency=3)
 
     assert (conf["timezone"], conf.get("timezone"), conf.timezone) == ("UTC", "UTC", "UTC")  # type: ignore[attr-defined]
-    assert (conf.get("worker_concurrency"), conf["task_acks_late"], conf.get("enable_utc", 5)) == (3, True, 5)
+    assert (conf.get("worker_concurrency"), conf["task_acks_late"], conf.get("result_extended", 5)) == (3, True, 5)
     assert "task_time_limit" in conf
     assert "task_send_error_emails" not in conf
     with pytest.raises(AttributeError, match="one broker: broker_url"):

@@ -36,7 +36,8 @@ _MODULES = {
 
 
 _TYPED = "ekiden.cli.typed"
-_IS_LIKE_A_URL = re.compile(r"[A-Za-z][\w+.-]*:")
+_IS_LIKE_A_URL = re.compile(r"[A-Za-z][\w+.-]*:(?![A-Za-z_][\w.]*\Z)")
+"""``MODULE:APP`` is none."""
 
 
 class Commands(click.Group):
