@@ -221,6 +221,20 @@ def test_closing_is_quick_also_while_the_server_is_silent(proxy: Proxy, opened: 
         assert threads_called("ekiden-couchdb-signals") == []
 
 
+def test_closing_is_quick_also_before_the_silent_server_has_said_a_word(
+    proxy: Proxy, opened: Opened, couchdb_place: str
+) -> None:
+    signals = Signals(opened(proxy.through(couchdb_place)))
+    with proxy.frozen():
+        signals.waiter(["a"])
+        let_it_wait(0.3)
+        began = time.monotonic()
+        signals.close()
+
+        assert time.monotonic() - began < 4.0  # it waits for the thread for five seconds at most
+        assert threads_called("ekiden-couchdb-signals") == []
+
+
 def test_after_a_cut_rings_are_heard_again(proxy: Proxy, opened: Opened, url: str, elsewhere: Signals) -> None:
     with (
         closing(Signals(opened(proxy.through(url)))) as signals,

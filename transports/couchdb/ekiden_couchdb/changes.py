@@ -23,7 +23,7 @@ from ekiden.errors import EkidenError
 from ekiden.locks import Flag, start_thread
 from ekiden.loggers import safe_logger
 
-from ekiden_couchdb.client import Client, Feed
+from ekiden_couchdb.client import Client, Cuttable, Feed
 from ekiden_couchdb.odd_json import readable
 
 logger = safe_logger(__name__)
@@ -99,6 +99,7 @@ class Changes:
         self.trouble_since: float | None = time.monotonic()
         self._lock = threading.Lock()  # guards _feed
         self._feed: Feed | None = None
+        self._asked = Cuttable()
         self._closed = Flag()
         self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
@@ -117,6 +118,7 @@ class Changes:
     def end(self) -> None:
         """Have the thread end, without waiting for it."""
         self._closed.set()
+        self._asked.cut()
         with self._lock:
             if self._feed is not None:
                 self._feed.cut()
@@ -133,7 +135,8 @@ class Changes:
             began = time.monotonic()
             is_refused = False
             try:
-                self._follow()
+                with self._client.cut_by(self._asked):
+                    self._follow()
             except EkidenError as error:
                 self.trouble = error
                 is_refused = isinstance(error, self._client.errors.refused) and not self._client.is_missing(error)

@@ -11,7 +11,7 @@ import base64
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Self
@@ -141,6 +141,15 @@ class Client:
             yield
         finally:
             self._calls.deadline = None
+
+    @contextmanager
+    def cut_by(self, cuttable: Cuttable) -> Iterator[None]:
+        """What this thread asks in the ``with`` block ends when ``cuttable`` is cut, also at a silent server."""
+        self._calls.cuttable = cuttable
+        try:
+            yield
+        finally:
+            self._calls.cuttable = None
 
     def ask(
         self,
@@ -347,10 +356,14 @@ class Client:
         if connection is None:
             connection = self._connect(deadline)
         asked_at = time.monotonic()
+        cuttable: Cuttable | None = getattr(self._calls, "cuttable", None)
         try:
-            received = self._authenticated(connection, method, target, content, deadline)
+            with nullcontext() if cuttable is None else cuttable.holding(connection):
+                received = self._authenticated(connection, method, target, content, deadline)
         except (*TROUBLE, NotJSON) as error:
             connection.close()
+            if cuttable is not None and cuttable.is_cut:  # that says nothing of the server
+                raise self.error(error, connection.host) from error
             if was_idle and harmless and not isinstance(error, (NotJSON, TimeoutError)):
                 return self._exchange(method, target, content, harmless=harmless, deadline=deadline)
             if not isinstance(error, LATE):
@@ -529,6 +542,35 @@ class Client:
             self.ask("GET", "/", accept=range(400, 500))
         if not self.clock.is_known:
             raise self.errors.refused(f"{self.place} does not say the date in its answers; that is needed for leases.")
+
+
+class Cuttable:
+    """The requests of one thread, which any other may cut, for good. ``_lock`` guards all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self.is_cut = False
+
+    @contextmanager
+    def holding(self, connection: Connection) -> Iterator[None]:
+        """Inside the ``with`` block a request is made over ``connection``."""
+        with self._lock:
+            self._connection = connection
+            if self.is_cut:
+                connection.cut()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connection = None
+
+    def cut(self) -> None:
+        """End the request that is made now, and those to come."""
+        with self._lock:
+            self.is_cut = True
+            if self._connection is not None:
+                self._connection.cut()
 
 
 class Feed:
