@@ -247,6 +247,7 @@ class Settings:
     def update(self, values: Mapping[str, object] | None = None, **more: object) -> None:
         """Assign several settings at once. Celery's names are taken where they mean the same.
 
+        Names in capitals that are no settings are the program's own, as in Flask's ``app.config``, and left alone.
         Raises one ConfigurationError that names all that cannot be taken.
         """
         self.assign({**(values or {}), **more}, {})
@@ -257,6 +258,8 @@ class Settings:
         start = len(namespace) + 1 if namespace else 0
         before = self._limits()
         for name, value in values.items():
+            if name.isupper() and not namespace and not is_meant_for_us(name):
+                continue
             try:
                 self._take(name[start:], value)
             except ConfigurationError as error:
@@ -337,7 +340,10 @@ def is_meant_for_us(name: str) -> bool:
     return (
         current in _SETTING_TYPES
         or celery_settings.is_celerys(current)
-        or bool(difflib.get_close_matches(current, list(_SETTING_TYPES), n=1, cutoff=_LOOKS_MISSPELT))
+        or any(
+            difflib.get_close_matches(each, list(_SETTING_TYPES), n=1, cutoff=_LOOKS_MISSPELT)
+            for each in {current, current.removeprefix("celery_")}
+        )
     )
 
 

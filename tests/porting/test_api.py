@@ -460,3 +460,16 @@ def test_an_error_of_the_command_names_the_app_that_was_typed() -> None:
     result = CliRunner().invoke(ekiden, ["-A", "no_such_shop:celery_app", "queues"])
 
     assert "no_such_shop:celery_app: there is no module" in result.output
+
+
+def test_the_whole_configuration_of_a_flask_program_is_taken(app: Celery) -> None:
+    config = {"CELERY_TASK_TIME_LIMIT": 30, "DEBUG": True, "SECRET_KEY": "x", "SQLALCHEMY_DATABASE_URI": "sqlite://"}
+
+    app.conf.update(config)
+    app.config_from_object(config)
+
+    assert app.conf.task_time_limit == 30
+    with pytest.raises(ImproperlyConfigured, match="did you mean 'task_time_limit'"):
+        app.conf.update({"CELERY_TASK_TIME_LIMT": 30})
+    with pytest.raises(ImproperlyConfigured, match="no setting 'debug'"):
+        app.conf.update(debug=True)
