@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ekiden.errors import ConfigurationError
 from ekiden.sqlite import SQLiteBackend, SQLiteTransport
-from ekiden.sqlite.location import options_in, path_in
+from ekiden.sqlite.location import file_system_in, is_network_file_system, options_in, path_in
 from ekiden.urls import parse_url
 
 
@@ -68,3 +68,126 @@ def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
     SQLiteTransport(parse_url(f"sqlite:///{tmp_path}/tasks.db")).close()
 
     assert list(tmp_path.iterdir()) == []
+
+
+MOUNTS = (
+    r"""
+22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+23 22 0:20 / /proc rw - proc proc rw
+30 22 0:40 / /net rw,relatime shared:7 master:2 - nfs4 server:/export rw,vers=4.2
+31 30 254:2 / /net/local rw - xfs /dev/sdb rw
+32 22 254:1 /srv/data /home/bound rw - ext4 /dev/root rw
+33 22 0:41 /deep /home/from\040nfs rw - nfs server:/export rw
+34 22 0:42 / /a\134b\011c rw - cifs //server/share rw
+35 22 0:43 / /mnt rw - ext4 /dev/sdc rw
+36 35 0:44 / /mnt rw - fuse.sshfs me@host: rw
+37 22 254:3 / /hidden/inside rw - ext4 /dev/sdd rw
+38 22 0:45 / /hidden rw - 9p host rw
+39 22 0:46 / /caf"""
+    "\u00e9"
+    r""" rw - CEPH mon:/ rw
+a line that says nothing
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("directory", "kind"),
+    [
+        ("/", "ext4"),
+        ("/home/me", "ext4"),
+        ("/network", "ext4"),
+        ("/net", "nfs4"),
+        ("/net/a/b", "nfs4"),
+        ("/net/local/a", "xfs"),
+        ("/net/locality", "nfs4"),
+        ("/home/bound/x", "ext4"),
+        ("/home/from nfs/x", "nfs"),
+        ("/a\\b\tc", "cifs"),
+        ("/mnt/x", "fuse.sshfs"),
+        ("/hidden/x", "9p"),
+        ("/hidden/inside/x", "9p"),
+        ("/caf\u00e9/x", "ceph"),
+    ],
+)
+def test_the_file_system_of_a_directory_is_read_from_the_table_of_mounts(directory: str, kind: str) -> None:
+    assert file_system_in(MOUNTS, directory) == kind
+
+
+def test_a_mount_below_one_that_was_mounted_later_is_not_there() -> None:
+    mounts = "22 1 0:1 / / rw - ext4 x rw\n37 22 0:2 / /a/b rw - ext4 y rw\n38 22 0:3 / /a rw - nfs z rw\n"
+
+    assert file_system_in(mounts, "/a/b/c") == "nfs"
+
+
+@pytest.mark.parametrize("mounts", ["", "22 22 0:1 / / rw - ext4", "22 1 0:1 / /other rw - nfs x rw", "1 2 3"])
+def test_a_table_of_mounts_that_tells_nothing_ends_nothing(mounts: str) -> None:
+    assert file_system_in(mounts, "/a") in {"", "ext4"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "nfs",
+        "nfs3",
+        "nfs4",
+        "cifs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "auristorfs",
+        "ceph",
+        "fuse.ceph",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "glusterfs",
+        "lustre",
+        "lustre_lite",
+        "beegfs",
+        "gpfs",
+        "ocfs2",
+        "gfs2",
+        "virtiofs",
+        "vboxsf",
+        "vmhgfs",
+        "drvfs",
+        "davfs",
+        "fuse",
+        "fuse.s3fs",
+        "fuse.rclone",
+        "orangefs",
+        "coda",
+        "ncpfs",
+        "juicefs",
+        "fuse.juicefs",
+        "fuse.mergerfs",
+    ],
+)
+def test_a_network_file_system_is_known_by_its_name(kind: str) -> None:
+    assert is_network_file_system(kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "zfs",
+        "tmpfs",
+        "overlay",
+        "f2fs",
+        "vfat",
+        "apfs",
+        "fuse.fuse-overlayfs",
+        "fuseblk",
+        "bcachefs",
+    ],
+)
+def test_a_local_file_system_is_not_taken_for_another(kind: str) -> None:
+    assert not is_network_file_system(kind)

@@ -95,21 +95,48 @@ def is_network_file_system(kind: str) -> bool:
 def _file_system(directory: str) -> str:
     """The type of the file system that ``directory`` is on, as Linux tells it; empty elsewhere."""
     try:
-        mounts = Path("/proc/self/mounts").read_text("utf-8", "surrogateescape")
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     except OSError:
         return ""
     return file_system_in(mounts, directory)
 
 
-def file_system_in(mounts: str, directory: str) -> str:
-    """The same, by a table of mounts: the longest mount point that ``directory`` is in, and of equal ones the last."""
-    found, found_kind = "", ""
-    for mount in mounts.splitlines():
-        fields = mount.split(" ")
-        if len(fields) < 3:
-            continue
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[1])
-        inside = directory == point or directory.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found):
-            found, found_kind = point, fields[2].lower()
-    return found_kind
+class _Mount(msgspec.Struct, frozen=True):
+    """A line of the table: ``parent`` is the mount in which it hides what was at ``point`` before."""
+
+    id: str
+    parent: str
+    point: str
+    kind: str
+
+    def holds(self, directory: str) -> bool:
+        return directory == self.point or directory.startswith(self.point.rstrip("/") + "/")
+
+
+def file_system_in(mountinfo: str, directory: str) -> str:
+    """The same, by a table of mounts as /proc/self/mountinfo has it (proc(5)); empty where it does not tell.
+
+    The path is walked as the kernel does it, from mount to mount: a mount may be hidden by a later one above it.
+    """
+    mounts = [mount for mount in map(_mount_in, mountinfo.splitlines()) if mount is not None]
+    holding = [mount for mount in mounts if mount.holds(directory)]
+    ids = {mount.id for mount in mounts}
+    outermost = [mount for mount in holding if mount.parent not in ids or mount.parent == mount.id]
+    if not outermost:
+        return ""
+    current = max(outermost, key=lambda mount: len(mount.point))
+    passed = {current.id}
+    while met := [mount for mount in holding if mount.parent == current.id and mount.id not in passed]:
+        current = min(met, key=lambda mount: len(mount.point))
+        passed.add(current.id)
+    return current.kind
+
+
+def _mount_in(line: str) -> _Mount | None:
+    """``ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG ...] - KIND SOURCE OPTIONS``; None for what is none."""
+    before, _, behind = line.partition(" - ")
+    fields, kind = before.split(" "), behind.partition(" ")[0]
+    if len(fields) < 6 or not kind:
+        return None
+    point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
+    return _Mount(fields[0], fields[1], point, kind.lower())
