@@ -198,3 +198,19 @@ def test_each_module_that_is_named_has_one_of_its_names_here() -> None:
     assert all(moved(module, name) is not None for module, name in there.items())
     assert moved("celery", "task") is None
     assert set(there) <= set(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("import celery\n@celery.shared_task\ndef f(): ...\n", "import ekiden as celery\n"),
+        ("import celery as c  # it\nc.exceptions.Ignore\n", "import ekiden as c  # it\n"),
+        ("if x:\n    import celery\ncelery.states.FAILURE\n", "if x:\n    import ekiden as celery\n"),
+        ("import celery\napp = celery.Celery()\n", "import celery\n"),
+        ("import celery\ncelery.chain()\n", "import celery\n"),
+        ("import os, celery\ncelery.shared_task\n", "import os, celery\n"),
+        ("import celery.exceptions\ncelery.exceptions.Ignore\n", "import celery.exceptions\n"),
+    ],
+)
+def test_the_import_of_the_whole_package_is_rewritten_where_all_is_here(before: str, after: str) -> None:
+    assert rewritten_python(before).startswith(after)

@@ -5,6 +5,7 @@ Whether a name exists is asked of ekiden itself, so what is added there is known
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from types import ModuleType
 
@@ -48,6 +49,24 @@ def moved(module: str, name: str) -> Moved | None:
         is_submodule = MODULES.get(f"{module}.{name}") == f"ekiden.{name}" and _is_there(f"ekiden.{name}")
         return Moved("ekiden", name) if is_submodule else None
     return Moved(here, ours)
+
+
+def is_whole_here(tree: ast.AST, alias: ast.alias) -> bool:
+    """Whether ``import celery`` can be ``import ekiden as celery``: what the program takes of it has its name here."""
+    if alias.name != "celery":
+        return False
+    name = alias.asname or alias.name
+    taken = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+    }
+    return bool(taken) and all(
+        each in _MODULES_HERE or moved("celery", each) == Moved("ekiden", each) for each in taken
+    )
+
+
+_MODULES_HERE = {"exceptions", "result", "signals", "states"}
 
 
 def instead_of(module: str, name: str) -> str:

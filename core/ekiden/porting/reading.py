@@ -13,7 +13,7 @@ import msgspec
 from ekiden import celery_settings
 from ekiden.errors import ConfigurationError
 from ekiden.options import call_options, declared_options
-from ekiden.porting.names import Moved, instead_of, moved
+from ekiden.porting.names import Moved, instead_of, is_whole_here, moved
 from ekiden.settings import Settings, is_meant_for_us, translated_setting
 
 _NOT_READ = {"node_modules", "site-packages", "venv", "build", "dist", "__pycache__"}
@@ -91,7 +91,7 @@ def findings_in(path: Path, shown: str) -> list[Finding]:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         return [Finding(shown, line, Fate.MISSING, "the file", f"cannot be read as Python: {error}")]
-    reader = _Reader(shown)
+    reader = _Reader(shown, tree)
     reader.visit(tree)
     return sorted(reader.findings, key=lambda each: each.line)
 
@@ -122,8 +122,9 @@ def _command(shown: str, command: Command) -> Finding:
 class _Reader(ast.NodeVisitor):
     """Collects findings of one module. ``_celery_names`` are what it has imported of Celery's, under its own names."""
 
-    def __init__(self, shown: str) -> None:
+    def __init__(self, shown: str, tree: ast.AST) -> None:
         self._shown = shown
+        self._tree = tree
         self.findings: list[Finding] = []
         self._celery_names: set[str] = set()
 
@@ -149,6 +150,9 @@ class _Reader(ast.NodeVisitor):
         for alias in node.names:
             if _is_celerys(alias.name):
                 self._celery_names.add((alias.asname or alias.name).partition(".")[0])
+                if is_whole_here(self._tree, alias):
+                    self._found(node, Fate.BECOMES, f"import {alias.name}", whole_import(alias))
+                    continue
                 self._found(
                     node,
                     Fate.MISSING,
@@ -279,6 +283,11 @@ def _example(value: ast.expr) -> object:
 def import_line(found: Moved, alias: ast.alias) -> str:
     """The import of a name here under the name that the program uses."""
     return f"from {found.module} import {imported_name(found, alias)}"
+
+
+def whole_import(alias: ast.alias) -> str:
+    """The import of ekiden under the name that the program uses for Celery."""
+    return f"import ekiden as {alias.asname or alias.name}"
 
 
 def imported_name(found: Moved, alias: ast.alias) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from ekiden.porting.names import moved
-from ekiden.porting.reading import commands_in, imported_name, with_our_command
+from ekiden.porting.names import is_whole_here, moved
+from ekiden.porting.reading import commands_in, imported_name, whole_import, with_our_command
 
 
 def rewritten_python(text: str) -> str:
@@ -14,7 +14,13 @@ def rewritten_python(text: str) -> str:
     Raises SyntaxError for what is not Python.
     """
     lines = text.splitlines(keepends=True)
-    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and len(node.names) == 1 and is_whole_here(tree, node.names[0]):
+            line, start, end = node.lineno - 1, node.col_offset, node.end_col_offset
+            if not lines[line][:start].strip() and node.end_lineno == node.lineno:
+                lines[line] = lines[line][:start] + whole_import(node.names[0]) + lines[line][end:]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     for node in sorted(imports, key=lambda each: each.lineno, reverse=True):
         module = node.module or ""
         found = [(alias, moved(module, alias.name)) for alias in node.names]
