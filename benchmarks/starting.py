@@ -2,7 +2,8 @@
 
     python benchmarks/starting.py [--brokers sqlite redis rabbitmq] [--rounds N] [--other PYTHON]
 
-The message waits when the command starts. ``--other`` is the interpreter of an environment with another version of
+The message waits when the command starts. On a machine that does other things, too, the time on the processor says
+more than the time that passed. ``--other`` is the interpreter of an environment with another version of
 ekiden: both take turns, and each figure is told as a ratio to the other's. Beside them a bare interpreter's start, and
 what it takes to import ekiden. Memory is that of the supervisor and its one worker process together (in RSS
 what they share counts twice, in PSS once).
@@ -67,15 +68,29 @@ def measured(python: str, server: Server | None) -> dict[str, float]:
         began = time.monotonic()
         with _worker(python, environment, directory) as process:
             first = _first(directory / "began", process)
+            busy = [_on_processor(each) for each in _tree(process)]
             time.sleep(SETTLING_SECONDS)
-            top = psutil.Process(process.pid)
-            held = [each.memory_full_info() for each in [top, *top.children(recursive=True)]]
+            held = [each.memory_full_info() for each in _tree(process)]
     return {
         "start to first task, ms": 1e3 * (first - began),
+        "start to first task, ms of processor": 1e3 * sum(busy),
+        "of these the supervisor's": 1e3 * busy[0],
         "idle tree, PSS MiB": sum(each.pss for each in held) / 2**20,
         "idle tree, RSS MiB": sum(each.rss for each in held) / 2**20,
         "idle supervisor, RSS MiB": held[0].rss / 2**20,
     }
+
+
+def _tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The supervisor and its processes, itself first."""
+    top = psutil.Process(process.pid)
+    return [top, *top.children(recursive=True)]
+
+
+def _on_processor(process: psutil.Process) -> float:
+    """Seconds that all threads of a process have spent on a processor: the kernel counts them in nanoseconds."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _server(broker: str, closing: contextlib.ExitStack) -> Server | None:

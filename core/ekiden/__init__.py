@@ -17,8 +17,8 @@ A name is imported when it is first asked for: the supervisor of a worker needs 
 """
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # a type checker takes it for true; to import ``typing`` takes as long as the rest of this
 if TYPE_CHECKING:
     from ekiden import errors as errors
     from ekiden import signals as signals

@@ -6,6 +6,7 @@ for a length and waited for.
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Protocol
 
@@ -194,8 +195,17 @@ ToBody = Begin | Run | Answer
 FromBody = Done | Ready | Unusable | Ask
 
 to_json = msgspec.json.Encoder().encode
-_TO_BODY = msgspec.json.Decoder(ToBody)
-_FROM_BODY = msgspec.json.Decoder(FromBody)
+
+
+# Made when first needed: that takes 2 ms, and most worker processes have no body process.
+@functools.cache
+def _to_body() -> msgspec.json.Decoder[ToBody]:
+    return msgspec.json.Decoder(ToBody)
+
+
+@functools.cache
+def _from_body() -> msgspec.json.Decoder[FromBody]:
+    return msgspec.json.Decoder(FromBody)
 
 
 def write_frame(stream: Stream, frame: ToBody | FromBody) -> None:
@@ -217,7 +227,7 @@ def read_from_body(stream: Stream) -> FromBody | None:
     """The next frame of a body process, or None at the end of the stream. Raises NoFrame."""
     body = _read_body(stream)
     try:
-        return None if body is None else _FROM_BODY.decode(body)
+        return None if body is None else _from_body().decode(body)
     except UNREADABLE as error:
         raise UnreadableFrame(f"its body process sent what cannot be read: {error}") from error
 
@@ -226,7 +236,7 @@ def read_to_body(stream: Stream) -> ToBody | None:
     """The next frame of the worker, or None at the end of the stream. Raises NoFrame."""
     body = _read_body(stream)
     try:
-        return None if body is None else _TO_BODY.decode(body)
+        return None if body is None else _to_body().decode(body)
     except UNREADABLE as error:
         raise UnreadableFrame(f"its body process cannot read what the worker sent: {error}") from error
 

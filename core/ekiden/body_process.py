@@ -19,7 +19,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -58,7 +57,7 @@ from ekiden.body_frames import (
 )
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
 from ekiden.codec import decode_call, failure_record, type_name
-from ekiden.descendants import BODY_MARK, HAVE_GROUPS_INSTEAD, end_descendants, marked
+from ekiden.descendants import HAVE_GROUPS_INSTEAD, end_descendants
 from ekiden.errors import (
     EkidenError,
     MisuseError,
@@ -79,11 +78,13 @@ from ekiden.process_pipe import ProcessPipe, wait_without_reaping
 from ekiden.request import Request, limits_of
 from ekiden.safe_text import text_of
 from ekiden.spawning import (
+    BODY_MARK,
     STOP_SIGNALS,
     deaf_to,
     end_process,
     end_with_parent,
     ignore_interrupts,
+    marked,
     obey,
     take_standard_input,
 )
@@ -110,6 +111,8 @@ class BodyProcess:
 
     def __init__(self, target: str) -> None:
         self._mark = os.urandom(8).hex()
+        import subprocess  # most worker processes start none
+
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())}
         with deaf_to(*STOP_SIGNALS, signal.SIGINT):
             self._process = subprocess.Popen(

@@ -13,14 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
-WORKER_MARK, BODY_MARK = "_EKIDEN_WORKER", "_EKIDEN_BODY"
-
-HAVE_GROUPS_INSTEAD = not Path("/proc/self/stat").exists() and hasattr(os, "killpg")
+HAVE_GROUPS_INSTEAD = not os.path.exists("/proc/self/stat") and hasattr(os, "killpg")
 
 _MOST_ROUNDS = 10
 _ENDED = {b"Z", b"X"}
@@ -32,11 +28,6 @@ class _Process(msgspec.Struct, frozen=True):
     pid: int
     parent: int
     session: int
-
-
-def marked(environment: Mapping[str, str], name: str, mark: str) -> dict[str, str]:
-    """An environment for a process of ours, by which what is started in it is found again."""
-    return {**environment, name: mark}
 
 
 def end_descendants(leader: int, name: str, mark: str) -> list[int]:
@@ -72,14 +63,14 @@ def _descendants(leader: int, also_of: set[int], variable: bytes) -> set[int]:
 
 
 def _processes() -> list[_Process]:
-    if not Path("/proc/self/stat").exists():
+    if not os.path.exists("/proc/self/stat"):
         return []
     return [found for name in os.listdir("/proc") if name.isdigit() and (found := _process(int(name))) is not None]
 
 
 def _process(pid: int) -> _Process | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = _content(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The name, in parentheses, may hold anything: state, parent, group and session are behind the last one.
@@ -87,8 +78,13 @@ def _process(pid: int) -> _Process | None:
     return None if state in _ENDED else _Process(pid, int(parent), int(session))
 
 
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def _has(pid: int, variable: bytes) -> bool:
     try:
-        return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return variable in _content(f"/proc/{pid}/environ").split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False

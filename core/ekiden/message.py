@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from ekiden.digests import blake2b
 from ekiden.safe_text import is_storable
 from ekiden.times import LATEST_TIME, shown
 
@@ -153,8 +154,6 @@ def derived_id(old: str, step: str) -> str:
     A step repeated after a crash therefore collides with itself in the broker instead of doubling, while every
     further step (a second redrive, a fourth retry) starts from another id and gets another one.
     """
-    from hashlib import blake2b  # 3 ms to import, and only workers derive ids
-
     digest = blake2b(f"{old}\n{step}".encode(), digest_size=10).hexdigest()
     prefix = old[:_ID_TIME_DIGITS]
     return (prefix if len(prefix) == _ID_TIME_DIGITS and prefix.isalnum() and prefix.isascii() else "0" * 12) + digest

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from ekiden.bounds import Count, Tries
 from ekiden.errors import ConfigurationError, TaskArgumentsError
 from ekiden.message import (
     HIGHEST_PRIORITY,
@@ -31,14 +32,6 @@ from ekiden.times import LONGEST_SECONDS, Offset, PositiveSeconds, Seconds, chec
 if TYPE_CHECKING:
     from ekiden.settings import Settings
 
-MOST = 2**31 - 1
-"""No number of things is larger: brokers, stores and systems count in 32 bits in many places."""
-
-Count = Annotated[int, Meta(ge=1, le=MOST)]
-Tries = Annotated[int, Meta(ge=0, le=MOST)]
-MOST_THREADS, MOST_IN_HAND = 10_000, 1_000_000
-Threads = Annotated[int, Meta(ge=1, le=MOST_THREADS)]
-InHand = Annotated[int, Meta(ge=1, le=MOST_IN_HAND)]
 Priority = Annotated[int, Meta(ge=LOWEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Acks = Literal["late", "early"]
 PoolName = Literal["thread", "process"]

@@ -6,7 +6,6 @@ ThreadBody    a body that is running in a thread, and can be interrupted while t
 
 from __future__ import annotations
 
-import ctypes
 import heapq
 import itertools
 import os
@@ -137,6 +136,8 @@ class ThreadBody:
                 return
             frame = sys._current_frames().get(self._thread_id)
             if frame is not None and is_users_code(frame):
+                import ctypes  # only where soft limits end something
+
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(kind))
                 return
         watchdog.after(_INTERRUPT_AGAIN_SECONDS, lambda: self.interrupt_until_done(watchdog, kind, turn))

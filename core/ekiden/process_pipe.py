@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PIECE_BYTES = 256 * 1024
 _LOOK_MILLISECONDS = 200

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, overload
 import msgspec
 from msgspec import Meta
 
+from ekiden.bounds import MOST
 from ekiden.errors import MisuseError, TaskArgumentsError
 from ekiden.message import LONGEST_TASK_ID, LONGEST_TASK_NAME, HeaderValue, derived_id
-from ekiden.options import MOST, Priority, call_options, check_call_options, check_task_name
+from ekiden.options import Priority, call_options, check_call_options, check_task_name
 from ekiden.safe_text import repr_of
 from ekiden.times import LONGEST_SECONDS, Moment, Offset, PositiveSeconds, check_moment, check_seconds
 

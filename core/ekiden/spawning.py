@@ -8,23 +8,32 @@ they listen again once they have said what it means to them. Where a system has 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False  # the supervisor starts its first process before it imports ``typing``
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """What tells a process to stop in order; Ctrl-C tells the supervisor alone."""
 
+WORKER_MARK, BODY_MARK = "_EKIDEN_WORKER", "_EKIDEN_BODY"
+"""Variables in the environment by which ``descendants`` finds what was started in a process of ours."""
+
 _PR_SET_PDEATHSIG = 1
 _EXIT_SECONDS = 3.0
 _FINALIZING_SECONDS = 2.0
+
+
+def marked(environment: Mapping[str, str], name: str, mark: str) -> dict[str, str]:
+    """An environment for a process of ours, by which what is started in it is found again."""
+    return {**environment, name: mark}
 
 
 @contextlib.contextmanager
@@ -38,6 +47,18 @@ def deaf_to(*signals: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hold_back(*signals: signal.Signals) -> None:
+    """``signals`` wait until ``hear`` is called, and reach no process that is started meanwhile before it does so."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+
+def hear(*signals: signal.Signals) -> None:
+    """From now on ``signals`` do what they mean to this process, also those that were held back."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def is_ignored(number: signal.Signals) -> bool:
@@ -93,6 +114,8 @@ def ignore_interrupts() -> None:
 def end_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends, however busy it is then (Linux)."""
     if sys.platform == "linux":
+        import ctypes  # only in body processes
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -147,7 +170,8 @@ def private_bytes(pid: int) -> int:
 
 def _memory_pages(pid: int) -> tuple[int, int]:
     try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            _, resident, shared, *_ = file.read().split()
         return int(resident), int(shared)
     except (OSError, ValueError):
         return 0, 0

@@ -24,7 +24,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,8 +32,7 @@ from types import FrameType
 
 import msgspec
 
-from ekiden.cpus import available_cpus
-from ekiden.descendants import WORKER_MARK, end_descendants, marked
+from ekiden.descendants import end_descendants
 from ekiden.errors import ConfigurationError
 from ekiden.loggers import safe_logger
 from ekiden.plan import (
@@ -49,7 +47,8 @@ from ekiden.plan import (
     unique_name,
 )
 from ekiden.private_files import touch
-from ekiden.spawning import STOP_SIGNALS, deaf_to, is_ignored
+from ekiden.spawning import STOP_SIGNALS, WORKER_MARK, hear, is_ignored
+from ekiden.starting import Spare, WorkerProcess
 
 logger = safe_logger("ekiden.supervisor")
 
@@ -174,8 +173,10 @@ class Supervisor:
     ``_settings``: the app's, as the first slot's process told them. ``_asks``: it is to tell them (anew).
     """
 
-    def __init__(self, target: str, options: SupervisorOptions) -> None:
+    def __init__(self, target: str, options: SupervisorOptions, spare: Spare | None = None) -> None:
+        """``spare``: a process that was started ahead."""
         self._target = target
+        self._spare = spare
         self._options = options
         self._events: SimpleQueue[_Ended | _Stop | _Reload] = SimpleQueue()
         if options.liveness_file is not None and os.name != "posix":
@@ -186,7 +187,7 @@ class Supervisor:
         self._slots: list[_Slot] = []
         self._settings = _NOTHING_TOLD
         self._asks = os.name == "posix"
-        self._have(options.processes or (1 if self._asks else available_cpus()))
+        self._have(options.processes or (1 if self._asks else _cpus()))
         self._stopping = 0
         self._kill_at: float | None = None
         self._exit_code = EXIT_DONE
@@ -196,6 +197,7 @@ class Supervisor:
         for number in (signal.SIGINT, *STOP_SIGNALS):
             if number in {signal.SIGINT, signal.SIGTERM} or not is_ignored(number):
                 signal.signal(number, self._on_signal)
+        hear(signal.SIGINT, *STOP_SIGNALS)
         stop_watching = self._watch_files()
         try:
             while self._work():
@@ -227,7 +229,7 @@ class Supervisor:
             return
         self._settings, self._asks = first.settings, False
         if not self._stopping and self._options.processes is None:
-            self._have(first.settings.processes or available_cpus())
+            self._have(first.settings.processes or _cpus())
 
     def _have(self, count: int) -> None:
         """Have so many slots; what runs in one too many drains."""
@@ -329,26 +331,15 @@ class Supervisor:
             slot.polled = True  # no threads either
 
     def _spawn(self, slot: _Slot, plan: Plan) -> subprocess.Popen[bytes]:
-        """Start a process and give it its plan. Raises OSError."""
-        command = [sys.executable, "-m", "ekiden.worker_process", self._target]
-        slot.mark = os.urandom(8).hex()
-        with contextlib.ExitStack() as undone, contextlib.ExitStack() as done:
-            descriptors: tuple[int, ...] = ()
-            if os.name == "posix":
-                up, up_descriptor = os.pipe()
-                slot.listen(up)
-                undone.callback(slot.close_pipe)
-                done.callback(os.close, up_descriptor)
-                os.set_blocking(up, False)
-                descriptors = (up_descriptor,)
-                plan = msgspec.structs.replace(plan, up_descriptor=up_descriptor)
-            with deaf_to(signal.SIGINT):
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, pass_fds=descriptors, env=marked(os.environ, WORKER_MARK, slot.mark)
-                )
-            undone.pop_all()
-        _tell(process, msgspec.json.encode(plan) + b"\n")
-        return process
+        """Start a process, or take what was started ahead, and give it its plan. Raises OSError."""
+        ahead = None if self._spare is None else self._spare.take()
+        started = ahead or WorkerProcess([self._target])
+        slot.mark = started.mark
+        if started.up is not None:
+            slot.listen(started.up)
+        plan = msgspec.structs.replace(plan, up_descriptor=started.up_descriptor)
+        _tell(started.process, msgspec.json.encode(plan) + b"\n")
+        return started.process
 
     def _wait(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
         self._events.put(_Ended(slot, process.wait()))
@@ -493,6 +484,12 @@ class Supervisor:
         elif trouble is None and self._liveness_trouble is not None:
             logger.warning("the liveness file is touched again: %s", path)
         self._liveness_trouble = trouble
+
+
+def _cpus() -> int:
+    from ekiden.cpus import available_cpus  # only where nobody says how many processes
+
+    return available_cpus()
 
 
 def _settings_in(line: bytes) -> SupervisorSettings:

@@ -174,12 +174,13 @@ class Worker:
     def warnings(self) -> list[str]:
         """What its tasks should not rely on with this broker and backend: one sentence each.
 
-        Raises BrokerUnavailable where the broker has to be asked and does not answer.
+        Raises BrokerUnavailable where the broker has to be asked and does not answer. May be called by any thread.
         """
         found = []
+        policies = dict(self._policies)  # the receiver adds some
         held = self._app.opened_transport().longest_hold
         if held is not None:
-            limited = [name for name, each in self._policies.items() if (each.time_limit or 0.0) > held]
+            limited = [name for name, each in policies.items() if (each.time_limit or 0.0) > held]
             if limited:
                 found.append(
                     f"the broker takes back what a worker holds for more than {held:g} s, and gives it to another one: "
@@ -193,13 +194,13 @@ class Worker:
             )
         for queue, limit in self._app.opened_transport().delivery_limits(self.queues).items():
             # The hand-out after the last of max_deliveries is the one that sends it to the dead letters.
-            late = [name for name, each in self._policies.items() if each.max_deliveries > limit]
+            late = [name for name, each in policies.items() if each.max_deliveries > limit]
             if late:
                 found.append(
                     f"the broker drops a message of the queue {queue} that comes back more than {limit} times, before "
                     f"max_deliveries sends it to the dead letters: the limit is higher of {', '.join(late)}"
                 )
-        rated = [name for name, each in self._policies.items() if each.rate is not None]
+        rated = [name for name, each in policies.items() if each.rate is not None]
         if rated and not self._app.stores_results():
             found.append(
                 f"rate limits hold for each worker process by itself, because no backend stores what all have started: "

@@ -25,7 +25,7 @@ import msgspec
 
 from ekiden import plugins
 from ekiden.app import Ekiden, load_app
-from ekiden.descendants import WORKER_MARK, end_descendants
+from ekiden.descendants import end_descendants
 from ekiden.errors import ConfigurationError, EkidenError
 from ekiden.loggers import safe_logger
 from ekiden.logs import logging_of_program
@@ -44,7 +44,9 @@ from ekiden.plan import (
 from ekiden.safe_text import indented_below
 from ekiden.spawning import (
     STOP_SIGNALS,
+    WORKER_MARK,
     end_process,
+    hear,
     ignore_interrupts,
     is_ignored,
     obey,
@@ -57,13 +59,19 @@ logger = safe_logger("ekiden.worker")
 _BEAT_SECONDS = 1.0
 _WIND_UP_SECONDS = 15.0
 _LOOK_SECONDS = 0.5
+_SETTLED_SECONDS = 1.0
 
 
 def main() -> None:
     """Work as planned; the exit status says why it ended."""
     ignore_interrupts()
+    hear(*STOP_SIGNALS)  # until they are obeyed, they end it at once: it has begun nothing
     supervisor = take_standard_input()
-    plan = msgspec.json.decode(supervisor.readline(), type=Plan)
+    told = supervisor.readline()
+    if not told:
+        end_process(EXIT_DONE)  # it was started ahead, and for nothing
+    plan = msgspec.json.decode(told, type=Plan)
+    sys.argv[1:] = [plan.target]
     atexit.register(_end_what_is_left)  # the first one is called last
     code = EXIT_FAILED
     try:
@@ -94,11 +102,10 @@ def _run(plan: Plan, supervisor: BufferedReader) -> int:
         _introduce(app, worker)
     if plan.up_descriptor is not None and (plan.beats or app.conf.worker_liveness_file is not None):
         _beat(worker, plan.up_descriptor)
-    gc.collect()
-    gc.freeze()  # what is loaded by now stays, so the collector need not look at it again and again
+    if plan.introduces and plan.options.burst:
+        _warn(worker)  # it may have ended before anything that waits
+    _start_thread("ekiden-first-steps", lambda: _take_first_steps(plan, worker), worker)
     try:
-        for warning in worker.warnings() if plan.introduces else ():
-            logger.warning("%s", warning)
         clean = worker.run()
     except ConfigurationError as error:
         return _refuse(plan, error)
@@ -163,6 +170,27 @@ def _introduce(app: Ekiden, worker: Worker) -> None:
     logger.info("broker %s, results %s", app.broker_url(), results)
     logger.info("queues %s", ", ".join(worker.queues))
     logger.info("tasks %s", ", ".join(sorted(app.tasks)) or "none: the setting include names modules that have some")
+
+
+def _warn(worker: Worker) -> None:
+    """Say what its tasks should not rely on."""
+    try:
+        for warning in worker.warnings():
+            logger.warning("%s", warning)
+    except EkidenError as error:
+        logger.warning("what the tasks should not rely on with this broker is not known: %s", error)
+
+
+def _take_first_steps(plan: Plan, worker: Worker) -> None:
+    """What can wait until this worker works: the first tasks need not wait for it."""
+    while not worker.ready.wait(_LOOK_SECONDS):
+        if worker.is_stopping():
+            return
+    if plan.introduces and not plan.options.burst:
+        _warn(worker)
+    worker.wait_for_stop(_SETTLED_SECONDS)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, so the collector need not look at it again and again
 
 
 def _obey(worker: Worker, supervisor: BufferedReader) -> None:

@@ -1,6 +1,7 @@
 """A URL's scheme finds its plugin; where it cannot, one sentence says what is wrong and what to do."""
 
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,3 +122,50 @@ def test_a_plugin_of_another_kind_is_refused(install: Install) -> None:
 
     with pytest.raises(ConfigurationError, match="not an ekiden Backend"):
         backend_class(parse_url("wrong://"))
+
+
+def test_a_plugin_in_a_zip_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "plugins.zip", "w") as archive:
+        archive.writestr(
+            "zipped_plugin.py", "from ekiden.memory import MemoryTransport\n\nclass Zipped(MemoryTransport): ..."
+        )
+        archive.writestr("zipped-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: zipped\nVersion: 1.0\n")
+        archive.writestr("zipped-1.0.dist-info/entry_points.txt", f"[{TRANSPORTS}]\nzipped = zipped_plugin:Zipped\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins.zip"))
+
+    assert transport_class(parse_url("zipped://name")).__name__ == "Zipped"
+
+
+def test_of_two_installations_of_one_plugin_the_first_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Install
+) -> None:
+    older = tmp_path / "older"
+    (older / "Doubled-0.9.dist-info").mkdir(parents=True)
+    (older / "Doubled-0.9.dist-info" / "entry_points.txt").write_text(f"[{TRANSPORTS}]\ndoubled = gone:Gone\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(older)])
+    source = "from ekiden.memory import MemoryTransport\n\nclass Newer(MemoryTransport): ..."
+    install("doubled", TRANSPORTS, "doubled", "doubled_plugin:Newer", source=source)
+
+    assert transport_class(parse_url("doubled://name")).__name__ == "Newer"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[other]\nodd = a:b\n", "odd = a:b\n", "[ekiden.transports]\n# odd = a:b\n\nodd\n"]
+)
+def test_entry_points_that_are_none_are_passed_over(install: Install, tmp_path: Path, text: str) -> None:
+    install("odd", TRANSPORTS, "odd", "odd_plugin:Odd")
+    (tmp_path / "odd-1.0.dist-info" / "entry_points.txt").write_text(text)
+
+    assert "odd" not in installed(TRANSPORTS)
+
+
+def test_what_installs_slowly_is_not_taken_for_a_plugin_without_entry_points(install: Install, tmp_path: Path) -> None:
+    install("slow", TRANSPORTS, "slow", "slow_plugin:Slow")
+    entry_points = tmp_path / "slow-1.0.dist-info" / "entry_points.txt"
+    text = entry_points.read_text()
+    entry_points.unlink()
+    assert "slow" not in installed(TRANSPORTS)
+
+    entry_points.write_text(text)
+
+    assert "slow" in installed(TRANSPORTS)

@@ -111,8 +111,3 @@ def _without_passwords(ctx: click.Context) -> Iterator[None]:
                         shown = error.message.replace(quoted, without_password(value))
                         error.message = shown  # type: ignore[misc]  # click makes a new error of every kind otherwise
         raise
-
-
-def main() -> None:
-    """The entry point."""
-    ekiden(prog_name="ekiden")

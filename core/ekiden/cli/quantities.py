@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ekiden.options import MOST, MOST_IN_HAND, MOST_THREADS
+from ekiden.bounds import MOST, MOST_IN_HAND, MOST_THREADS
 from ekiden.times import LONGEST_SECONDS
 
 

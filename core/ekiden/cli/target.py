@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,8 @@ from click.types import StringParamType
 from ekiden.errors import EkidenError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ekiden.app import Ekiden
 
 _APP_OPTIONS = ["-A", "--app"]
@@ -54,6 +55,8 @@ class AppTarget(StringParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The apps that begin with ``incomplete``."""
+        from pathlib import Path  # only where a shell completes a word
+
         return _items(apps_below(Path.cwd()), incomplete)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
 import click
@@ -13,7 +12,6 @@ from ekiden.cli.target import AppCommand, QueueName, app_argument
 from ekiden.errors import ConfigurationError
 from ekiden.logs import configure_logging
 from ekiden.plan import WorkerOptions
-from ekiden.routes import check_queue_name
 from ekiden.supervisor import Supervisor, SupervisorOptions
 
 _QUEUES = "Queues to serve in turn: a,b. Or in strict order: 'a>b'.  [default: all of the app]"
@@ -38,6 +36,8 @@ def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
     """A worker's name with the host in it, as Celery writes it: %h whole, %n up to the first dot, %d the rest."""
     if value is None:
         return None
+    import socket  # 4 ms, and only for a name of the user's own
+
     host = socket.gethostname()
     short, _, domain = host.partition(".")
     for sign, text in (("%h", host), ("%n", short), ("%d", domain), ("%%", "%")):
@@ -164,7 +164,7 @@ def worker(
             max_memory_mb=max_memory_per_process,
         ),
     )
-    sys.exit(Supervisor(target, options).run())
+    sys.exit(Supervisor(target, options, click.get_current_context().obj).run())
 
 
 def _placed(pool: str | None, processes: int | None, threads: int | None) -> tuple[int | None, int | None, str | None]:
@@ -184,6 +184,8 @@ def queue_names(text: str | None) -> tuple[tuple[str, ...], bool]:
     """What ``--queues`` says: the names, and whether their order is strict. Raises ConfigurationError."""
     if text is None:
         return (), False
+    from ekiden.routes import check_queue_name  # only where queues are named
+
     if ">" in text and "," in text:
         raise ConfigurationError(
             f"--queues {text!r}: write 'a,b' for queues in turn or 'a>b' for a strict order, not both."

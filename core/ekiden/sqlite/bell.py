@@ -17,13 +17,12 @@ import contextlib
 import os
 import select
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Protocol
 
+from ekiden.digests import blake2b
 from ekiden.locks import Flag
 from ekiden.private_files import make_private_directory
 
@@ -310,4 +309,6 @@ def _directory_for(path: str) -> str:
     if len(os.fsencode(beside)) + 1 + _NAME_LENGTH <= LONGEST_ADDRESS:
         return beside
     # Too long for the address of a socket: every process of this user finds the same short one.
+    import tempfile  # 8 ms, and only where a path is too long for a socket
+
     return f"{tempfile.gettempdir()}/ekiden-{os.getuid()}-{blake2b(os.fsencode(path), digest_size=8).hexdigest()}"

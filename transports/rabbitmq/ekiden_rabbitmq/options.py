@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import ssl
-from importlib.metadata import version
 from typing import Any, Literal
 
+import ekiden
 import msgspec
 import pika
 from ekiden.errors import ConfigurationError
@@ -112,17 +111,11 @@ def connection_parameters(url: BrokerURL, options: RabbitMQOptions, *, purpose: 
     ]
 
 
-@functools.cache
-def _own_version() -> str:
-    # Of the first connection: an upgrade under a running process leaves none to be found for a while.
-    return version("ekiden-rabbitmq")
-
-
 def client_properties(purpose: str) -> dict[str, Any]:
     """What the server's operator reads of this connection: who, which version, which process, what for."""
     return {
         "product": "ekiden",
-        "version": _own_version(),
+        "version": ekiden.__version__,
         "platform": f"{platform.python_implementation()} {platform.python_version()}, pika {pika.__version__}",
         "information": "ekiden-rabbitmq",
         "connection_name": f"ekiden {purpose} (process {os.getpid()} on {platform.node()})",

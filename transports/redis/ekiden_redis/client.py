@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from hashlib import sha1
 from typing import NamedTuple
 
 import hiredis
 import msgspec
+from ekiden.digests import sha1
 from ekiden.errors import EkidenError
 from ekiden.loggers import safe_logger
 from ekiden.urls import BrokerURL

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 
 import hiredis
 from ekiden.errors import EkidenError
@@ -86,6 +85,19 @@ _NOT_ADMITTED = {
 _WORDS = re.compile("|".join(rf"(?<![A-Za-z]){re.escape(words)}\b" for words in [*_MAY_WORK_LATER, *_WILL_NOT_WORK]))
 
 
+def _words_on_tls(trouble: BaseException) -> str | None:
+    import ssl  # a connection without TLS has not imported it
+
+    if isinstance(trouble, ssl.SSLCertVerificationError):
+        return f": its certificate is not accepted: {trouble.verify_message.rstrip('.')}."
+    if isinstance(trouble, ssl.SSLError):
+        return (
+            f" does not speak TLS as we do ({trouble.reason or trouble}): rediss:// is for servers with "
+            "TLS, redis:// for those without, and some servers want a certificate of ours (certfile=)."
+        )
+    return None
+
+
 def _found_in(reply: str) -> str | None:
     """The code or the words in an error reply that say what it means; None where there are none that are known."""
     found = _WORDS.search(reply)
@@ -139,13 +151,8 @@ class Errors:
             )
         if isinstance(trouble, TimeoutError):
             return self.unavailable(f"{where} did not answer within {seconds:g} s.")
-        if isinstance(trouble, ssl.SSLCertVerificationError):
-            return self.refused(f"{where}: its certificate is not accepted: {trouble.verify_message.rstrip('.')}.")
-        if isinstance(trouble, ssl.SSLError):
-            return self.refused(
-                f"{where} does not speak TLS as we do ({trouble.reason or trouble}): rediss:// is for servers with "
-                "TLS, redis:// for those without, and some servers want a certificate of ours (certfile=)."
-            )
+        if (of_tls := _words_on_tls(trouble)) is not None:
+            return self.refused(f"{where}{of_tls}")
         if isinstance(trouble, socket.gaierror):
             return self.unavailable(f"{where}: there is no host of this name ({trouble.strerror}).")
         if isinstance(trouble, hiredis.ProtocolError):

@@ -8,13 +8,15 @@ redis+cluster://[user:password@]host[:6379],...              a cluster; the host
 
 from __future__ import annotations
 
-import ssl
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from ekiden.errors import ConfigurationError
 from ekiden.urls import BrokerURL, Host
+
+if TYPE_CHECKING:
+    import ssl
 
 SERVER_PORT, SENTINEL_PORT = 6379, 26379
 LONGEST_PREFIX = 100
@@ -152,6 +154,8 @@ def tls_context(url: BrokerURL, options: RedisOptions) -> ssl.SSLContext | None:
     """How the server is checked, and what we show it; None without TLS. Raises ConfigurationError."""
     if url.scheme != "rediss":
         return None
+    import ssl  # see ekiden_redis.connection
+
     try:
         context = ssl.create_default_context(cafile=options.cafile)
     except (OSError, ssl.SSLError) as error:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ekiden.bounds import MOST_IN_HAND
 from ekiden.errors import ConfigurationError, TransportClosed, TransportError
 from ekiden.message import STORED, Message, SettleOutcome, new_id
-from ekiden.options import MOST_IN_HAND
 from ekiden.testing.conformance.fixtures import (
     PATIENCE,
     TransportFixtures,
