@@ -111,6 +111,17 @@ PARTS: dict[str, Callable[[], str]] = {
 _SCHEMES = ("memory", "sqlite", "redis", "amqp", "mongodb", "couchdb")
 """One for each transport of this repository."""
 
+
+def _shortest_lease(each: TransportDescription) -> str:
+    return "none: the connection" if each.connection_is_lease else f"{each.shortest_lease:g} s"
+
+
+def _when_it_comes_back(each: TransportDescription) -> str:
+    if each.connection_is_lease:
+        return f"when the connection ends, {each.dead_consumer_noticed_within:g} s later where nobody ends it"
+    return f"{each.dead_consumer_noticed_within:g} s after the lease"
+
+
 _TRANSPORT_ROWS: tuple[tuple[str, Callable[[TransportDescription], str]], ...] = (
     ("what it is", lambda each: each.summary),
     ("what survives", lambda each: each.durability),
@@ -119,8 +130,8 @@ _TRANSPORT_ROWS: tuple[tuple[str, Callable[[TransportDescription], str]], ...] =
     ("how work is handed over", lambda each: each.hand_over),
     ("how who waits is woken", lambda each: each.wake_up),
     ("if the wake-up is lost", lambda each: f"within {each.wakes_within:g} s"),
-    ("shortest lease", lambda each: f"{each.shortest_lease:g} s"),
-    ("a dead worker's messages come back", lambda each: f"{each.dead_consumer_noticed_within:g} s after the lease"),
+    ("shortest lease", _shortest_lease),
+    ("a dead worker's messages come back", _when_it_comes_back),
     ("says which messages it held already", lambda each: _yes(each.names_duplicates)),
     ("looking at a message counts as handing it out", lambda each: _yes(each.browsing_counts)),
     ("browses delayed messages", lambda each: _yes(each.browses_delayed)),

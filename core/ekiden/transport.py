@@ -55,6 +55,7 @@ class TransportDescription(msgspec.Struct, frozen=True, kw_only=True):
 
     ``shortest_lease`` and ``dead_consumer_noticed_within`` (beyond the lease) are seconds; ``wakes_within`` is the
     longest an idle consumer may take to notice a message when the wake-up signal was lost, in seconds.
+    ``connection_is_lease``: a delivery is its consumer's as long as that is connected, whatever ``lease`` says.
     ``browsing_counts``: a broker that can show a message only by handing it out counts that as an attempt, and may
     change the order.
     """
@@ -66,6 +67,7 @@ class TransportDescription(msgspec.Struct, frozen=True, kw_only=True):
     shortest_lease: float
     dead_consumer_noticed_within: float
     wakes_within: float
+    connection_is_lease: bool = False
     names_duplicates: bool = True
     browsing_counts: bool = False
     purges_delayed: bool = True

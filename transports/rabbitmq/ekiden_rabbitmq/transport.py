@@ -67,6 +67,7 @@ class RabbitMQTransport(Transport):
         shortest_lease=1.0,
         dead_consumer_noticed_within=60.0,
         wakes_within=0.5,
+        connection_is_lease=True,
         names_duplicates=False,
         browsing_counts=True,
         purges_delayed=False,

@@ -29,7 +29,7 @@ from ekiden.testing.conformance.fixtures import (
 )
 from ekiden.testing.conformance.pace import assert_quick
 from ekiden.times import LONGEST_SECONDS
-from ekiden.transport import Consumer, Transport
+from ekiden.transport import Consumer, Transport, TransportDescription
 
 
 class Endings(TransportFixtures):
@@ -45,6 +45,19 @@ class Endings(TransportFixtures):
         self.assert_depth(transport, queue, ready=0)
         consumer.close()
         self.assert_nothing_comes(self.consume(other, queue))
+
+    def test_where_the_connection_is_the_lease_no_clock_ends_it(
+        self, transport: Transport, other: Transport, queue: str, description: TransportDescription
+    ) -> None:
+        transport.publish([a_message(queue)])
+        consumer = self.consume(transport, queue, lease=description.shortest_lease)
+        delivery = self.collect_one(consumer)
+
+        if description.connection_is_lease:
+            let_it_wait(1.5 * description.shortest_lease)
+            self.assert_nothing_comes(self.consume(other, queue))
+
+        assert settle(consumer, [delivery]) == [SettleOutcome.SETTLED] or not description.connection_is_lease
 
     def test_settling_extending_or_releasing_nothing_is_answered_with_nothing(
         self, transport: Transport, queue: str
