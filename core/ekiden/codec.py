@@ -61,7 +61,7 @@ def encode_value(value: Any) -> bytes:
         body = encode(value)
         if b"null" in body:
             _refuse_not_finite(value)
-        if _KEY_OF_A_NUMBER.search(body):
+        if _KEY_NOT_OF_TEXT.search(body):
             _refuse_lost_keys(value)
     except OverflowError as error:
         raise ValueError(str(error)) from error
@@ -77,7 +77,7 @@ def encode_call(call: Call) -> bytes:
         # JSON has no infinity and no NaN; the encoder would write null for them, and the task would get None.
         if b"null" in body:
             _refuse_not_finite((call.args, call.kwargs))
-        if _KEY_OF_A_NUMBER.search(body):
+        if _KEY_NOT_OF_TEXT.search(body):
             _refuse_lost_keys((call.args, call.kwargs))
     except Exception as error:  # a user's class may do anything while it is written as JSON
         raise _unencodable(call, error) from error
@@ -129,8 +129,8 @@ def _refuse_not_finite_in(value: Any) -> None:
             _refuse_not_finite_in(each)
 
 
-_KEY_OF_A_NUMBER = re.compile(rb'[{,]"[-0-9][^"]*":')
-"""A look at the JSON that costs little: only where it may have such a key are the values looked through."""
+_KEY_NOT_OF_TEXT = re.compile(rb'[{,]"(?:[-0-9][^"]*|[0-9a-f]{8}-[^"]*)":')
+"""A number, date or UUID as a key: only where the JSON may have one are the values looked through."""
 
 
 def _refuse_lost_keys(value: Any) -> None:

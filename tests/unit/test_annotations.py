@@ -6,6 +6,7 @@ from datetime import date
 from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import pytest
 from ekiden import Ekiden, memory
@@ -167,3 +168,22 @@ def test_an_error_out_of_a_models_own_code_is_told_at_the_call(app: Ekiden) -> N
     assert mood.apply(({"number": 1},)).get() == 1
     with pytest.raises(TaskArgumentsError, match=r"for 'item' .*not today"):
         mood.apply(({"number": 2},))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1: "a", "1": "b"},
+        [{True: "a", "1": "b"}],
+        {"in": {False: "a", "0": "b"}},
+        {UUID(int=2**127 + 2**126): "a", str(UUID(int=2**127 + 2**126)): "b"},
+        {date(2030, 1, 2): "a", "2030-01-02": "b"},
+    ],
+)
+def test_keys_that_are_one_in_json_are_refused(app: Ekiden, value: Any) -> None:
+    @app.task(name="take")
+    def take(item):  # type: ignore[no-untyped-def]
+        return None
+
+    with pytest.raises(TaskArgumentsError, match="keys that are the same in JSON"):
+        take.delay(value)
