@@ -273,7 +273,8 @@ class TestSecondHandOuts:
         eventually(lambda: Path(f"{gate}.begun").exists(), what="the first one runs")
         eventually(lambda: bodies.app.transport.depth("default").leased == 1, what="nothing else is in hand")
         counts = {seen.message.id: seen.attempt for seen in bodies.app.transport.browse("default")}
-        assert counts == {held.id: 2} | {other.id: 1 for other in others}
+        assert counts.pop(held.id) == 2
+        assert set(counts.values()) <= {1}  # where the first one came back late, some of the others have run before it
         gate.touch()
         assert held.get(PATIENCE) is None
         assert [other.get(PATIENCE) for other in others] == list(range(1, 21))

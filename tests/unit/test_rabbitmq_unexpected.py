@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import pika
+import pika.exceptions
 import pytest
 from ekiden.errors import BrokerRefused, BrokerUnavailable, TransportCrashed
 from ekiden.message import LOST, SETTLED, STORED, Delivery, Ending, PublishOutcome, SettleOutcome, new_id
@@ -21,6 +22,7 @@ from ekiden.testing.proxy import Proxy
 from ekiden.transport import Consumer, Transport
 from ekiden.urls import parse_url
 from ekiden_rabbitmq import RabbitMQTransport, encoding, frames, io_thread
+from ekiden_rabbitmq.connection import BROKER_ERRORS
 from ekiden_rabbitmq.io_thread import IOThread
 from ekiden_rabbitmq.publishing import Publisher
 from ekiden_rabbitmq.topology import queue_name
@@ -81,6 +83,40 @@ def published(transport: Transport, queue: str, body: bytes) -> bool:
     (answer,) = transport.publish([a_message(queue, body)])
     assert answer.error is None or isinstance(answer.error, BrokerUnavailable)
     return answer.outcome is PublishOutcome.STORED
+
+
+# What is asked while pika tells one channel after another that their connection is lost.
+
+
+def test_a_channel_that_is_used_while_another_one_hears_of_the_loss_costs_nothing(
+    transport: RabbitMQTransport, proxy: Proxy
+) -> None:
+    told: list[BaseException | None] = []
+
+    async def lose_the_connection() -> None:
+        connection = transport._connection("a test")
+        one, two = await connection.channel(), await connection.channel()
+
+        def use_the_other(error: BaseException) -> None:
+            for use in (two.barrier, lambda: two.break_off(ValueError("a bug"), doing="a test")):
+                try:
+                    use()
+                    told.append(None)
+                except BROKER_ERRORS as raised:
+                    told.append(raised)
+            told.append(error)
+
+        one.on_closed = use_the_other
+        proxy.cut()
+        lost = transport._io.sleep(PATIENCE)
+        one._channel.add_on_close_callback(lambda *_: transport._io.post(lambda: lost.set(None)))
+        await lost
+        await connection.close(1.0)
+
+    transport._io.ask(lose_the_connection, PATIENCE, what="losing a connection")
+
+    assert [type(each) for each in told] == [pika.exceptions.StreamLostError, type(None), pika.exceptions.StreamLostError]
+    transport._io.check()
 
 
 # What a server says.

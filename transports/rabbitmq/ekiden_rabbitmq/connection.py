@@ -120,7 +120,7 @@ class Connection:
 
     async def opened(self) -> Server:
         """Wait until it is up. Raises what the next attempt to connect fails with."""
-        if self._wire is not None and self._wire.is_closed:
+        if self._wire is not None and self._wire.is_lost:
             await self._gone  # its channels have been told, and it is about to be
         if self._wire is None:
             if self._closed:
@@ -175,7 +175,7 @@ class Connection:
         self._fail_opening(pika.exceptions.ConnectionWrongStateError("closed here"))
         if self._wire is not None:
             wire = self._wire
-            if wire.is_open:
+            if wire.is_open and not wire.is_lost:
                 wire.close()
             if not await self._is_there_within(within, self._gone):
                 self._gone = Reply()
@@ -431,7 +431,7 @@ class Channel:
 
     async def close(self) -> None:
         """Close it; what was delivered on it and not acknowledged goes back."""
-        if self.error is None and self._channel.is_open:
+        if self.error is None and self._channel.is_open and not self._wire.is_lost:
             closed: Reply[None] = Reply()
             self._channel.add_on_close_callback(lambda _channel, _reason: closed.set(None))
             self._channel.close()
@@ -502,7 +502,7 @@ class Channel:
             reason = BrokenOff(f"{doing}: {error!r}")
         if self.error is None:
             self._closed(self._channel, reason)
-            if not (self._channel.is_closing or self._channel.is_closed):
+            if not (self._wire.is_lost or self._channel.is_closing or self._channel.is_closed):
                 self._channel.close()
 
     def _nothing_got(self, _frame: Any) -> None:

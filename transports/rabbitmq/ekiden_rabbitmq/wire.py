@@ -97,14 +97,21 @@ class WireConnection(SelectConnection):
         """The largest frame, in bytes, that both sides agreed on."""
         return self._body_max_length + frames.OVERHEAD
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be sent any more. pika tells each channel in turn; until then the others look open."""
+        return self._transport is None or self.is_closed
+
     def write(self, data: Iterable[bytes]) -> None:
-        """Send whole frames, in one write.
+        """Send whole frames, in one write. Raises AMQPConnectionError when the connection is lost.
 
         Where nothing waits to be sent they go at once: pika would buffer them, have the loop look whether the socket
         takes them, and have it stop looking.
         """
         packed = b"".join(data)
         transport = self._transport
+        if transport is None:
+            raise pika.exceptions.StreamLostError("the connection is lost")
         if isinstance(transport, _AsyncPlaintextTransport) and not transport.get_write_buffer_size():
             packed = self._rest_of(packed, transport)
         if packed:
