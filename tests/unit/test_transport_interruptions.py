@@ -1,5 +1,6 @@
 """An exception out of a signal handler leaves no lock taken, no transaction open, no message lost: at any moment."""
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -23,6 +24,13 @@ PATIENCE = 20.0
 
 # Whoever is interrupted between opening a file and noting it leaves the file to the garbage collector, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_collected_here() -> Iterator[None]:
+    """And not in the middle of another test."""
+    yield
+    gc.collect()
 
 OTHER_PROCESS = """
 import sys

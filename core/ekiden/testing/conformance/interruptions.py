@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
@@ -65,6 +66,7 @@ class Interruptions(TransportFixtures):
         found = self.everything_in(transport, queue)
         assert {message_id for message_id, count in found.items() if count > 1} == set()
         assert found.keys() >= theirs | ours
+        gc.collect()  # here, and not in the middle of another test
 
     @pytest.mark.filterwarnings("ignore::ResourceWarning")
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -89,6 +91,7 @@ class Interruptions(TransportFixtures):
 
         found = self.everything_in(transport, queue)
         assert {found[message_id] for message_id in others} == {1}
+        gc.collect()
 
     def publish_interrupted(self, publisher: Publisher, queue: str, how: Publishing, path: str) -> tuple[set[str], int]:
         """Publish while signals arrive; the ids of what was answered as stored, and how many calls were interrupted."""
