@@ -115,7 +115,11 @@ def test_a_channel_that_is_used_while_another_one_hears_of_the_loss_costs_nothin
 
     transport._io.ask(lose_the_connection, PATIENCE, what="losing a connection")
 
-    assert [type(each) for each in told] == [pika.exceptions.StreamLostError, type(None), pika.exceptions.StreamLostError]
+    assert [type(each) for each in told] == [
+        pika.exceptions.StreamLostError,
+        type(None),
+        pika.exceptions.StreamLostError,
+    ]
     transport._io.check()
 
 

@@ -32,6 +32,7 @@ def _garbage_is_collected_here() -> Iterator[None]:
     yield
     gc.collect()
 
+
 OTHER_PROCESS = """
 import sys
 from ekiden.message import Message, new_id
