@@ -83,6 +83,7 @@ class TestWorkers:
             eventually(lambda: is_empty(app), what="nothing is left", within=WITHIN)
 
     @pytest.mark.timeout(240)
+    @pytest.mark.slow
     def test_all_calls_are_ended_and_their_results_are_kept(self, app: Ekiden) -> None:
         @app.task
         def double(number: int, _ballast: str) -> int:
@@ -99,6 +100,7 @@ class TestWorkers:
         assert double.delay(1, "there is room again") is not None
 
     @pytest.mark.timeout(240)
+    @pytest.mark.slow
     def test_also_calls_that_are_smaller_than_their_results(self, app: Ekiden) -> None:
         @app.task
         def answer(number: int) -> str:
@@ -112,6 +114,7 @@ class TestWorkers:
         assert all(result.get(timeout=10).startswith(f"{number} ") for number, result in enumerate(results))
 
     @pytest.mark.timeout(240)
+    @pytest.mark.slow
     def test_failures_tries_dead_letters_and_limits_of_rates_are_ended(self, app: Ekiden) -> None:
         tries: list[int] = []
 
@@ -149,6 +152,7 @@ class TestWorkers:
         assert len(dead_letters(app)) >= 1
 
     @pytest.mark.timeout(240)
+    @pytest.mark.slow
     def test_what_is_linked_follows_and_what_is_revoked_does_not_run(self, app: Ekiden) -> None:
         ended: list[int] = []
 
@@ -187,6 +191,7 @@ class TestWhatGoesBeyond:
         assert backend.write("rate/task", b"{}", expected_version=0, expires=60.0) == 1
         assert backend.write("rate/task", b"{}", expected_version=1, expires=60.0) == 2
 
+    @pytest.mark.slow
     def test_large_results_go_in_until_half_as_much_again_is_in_use(
         self, server: RedisServer, backend: Backend
     ) -> None:
@@ -201,6 +206,7 @@ class TestWhatGoesBeyond:
         with pytest.raises(BackendError, match="full"):
             backend.write("key", b"x" * 4096)
 
+    @pytest.mark.slow
     def test_the_small_results_of_a_batch_go_in_although_a_large_one_does_not(
         self, server: RedisServer, backend: Backend
     ) -> None:

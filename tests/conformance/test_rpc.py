@@ -246,6 +246,7 @@ class RpcConformance:
 
     @pytest.mark.parametrize("queue", ["default", 7, "reply." + "x" * 300, None])
     @pytest.mark.usefixtures("worker")
+    @pytest.mark.slow
     def test_a_message_cannot_have_its_outcome_sent_anywhere_else(
         self, shop: Ekiden, caller: Ekiden, queue: Any
     ) -> None:
@@ -566,6 +567,7 @@ class TestRpcOverRabbitMQ(RpcConformance, RpcProcessConformance):
         return rabbitmq_place
 
     @pytest.mark.usefixtures("worker")
+    @pytest.mark.slow
     def test_a_reply_queue_that_somebody_deletes_is_made_again(self, url: str, caller: Ekiden) -> None:
         import pika  # which only this transport needs
 

@@ -14,6 +14,7 @@ def test_a_soft_time_limit_can_be_caught(work: Start) -> None:
     assert limits.tidy_up_when_late.delay().get(timeout=10) == "tidied up"
 
 
+@pytest.mark.slow
 def test_a_hard_time_limit_ends_the_body(work: Start) -> None:
     work(app)
 

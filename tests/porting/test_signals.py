@@ -96,6 +96,7 @@ def test_revoking_and_expiring_are_heard(work: Start, use: Callable[..., object]
     assert told == {revoked.id: (False, False), expired.id: (False, True)}
 
 
+@pytest.mark.slow
 def test_a_worker_says_that_it_is_ready_and_stops(use: Callable[..., Any], heard: Heard) -> None:
     app = use(calling.app)
     heard.to(signals.worker_ready)

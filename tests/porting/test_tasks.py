@@ -161,6 +161,7 @@ def test_reject_sends_the_message_to_the_dead_letters(work: Start) -> None:
     eventually(lambda: app.transport.depth("default.dead").ready == 1, what="a dead letter")
 
 
+@pytest.mark.slow
 def test_a_rejected_message_can_come_back(work: Start) -> None:
     work(app)
 

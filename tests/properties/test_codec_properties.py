@@ -84,6 +84,7 @@ def test_any_bytes_are_a_call_or_a_message_error(body: bytes) -> None:
 
 
 @given(values, st.sampled_from(["args", "kwargs", "id", "sent", "retries", "eta", "on_success", "time_limit", "v"]))
+@pytest.mark.slow
 def test_a_call_with_a_wrong_field_is_a_call_or_a_message_error(value: Any, field: str) -> None:
     fields = {"v": 1, "task": "a", "id": "b", "sent": 1.0, field: value}
 
@@ -91,6 +92,7 @@ def test_a_call_with_a_wrong_field_is_a_call_or_a_message_error(value: Any, fiel
 
 
 @given(st.lists(values, max_size=5), st.dictionaries(text, values, max_size=3))
+@pytest.mark.slow
 def test_what_fits_a_function_is_what_python_says_fits(args: list[Any], kwargs: dict[str, Any]) -> None:
     def function(first, second=None, *rest, named=None): ...  # type: ignore[no-untyped-def]
 

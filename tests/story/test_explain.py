@@ -75,6 +75,7 @@ def function_at(step: Step) -> str:
 
 
 @pytest.mark.parametrize("name", ["add", "wait", "limited", "silent", "watched"])
+@pytest.mark.slow
 def test_every_step_is_written_where_it_says(app: Ekiden, name: str) -> None:
     for step in explained(app, name).steps:
         assert f"def {step.name.rpartition('.')[2]}(" in function_at(step), step
@@ -82,6 +83,7 @@ def test_every_step_is_written_where_it_says(app: Ekiden, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["add", "wait", "limited", "silent", "watched"])
+@pytest.mark.slow
 def test_nothing_of_the_users_is_called_and_the_apps_broker_is_not_asked(
     app: Ekiden, name: str, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_steps_are_numbered_and_nested_as_they_call_each_other(app: Ekiden) -> N
     assert depths["Ekiden.check_may_wait"] == depths["SQLiteBackend.wait"] == 1
 
 
+@pytest.mark.slow
 def test_the_body_is_told_of_in_its_own_words(app: Ekiden) -> None:
     (body,) = [step for step in explained(app, "add").steps if step.name == "add"]
     (wordless,) = [step for step in explained(app, "limited").steps if step.name == "limited"]
@@ -169,6 +172,7 @@ def test_the_body_is_told_of_in_its_own_words(app: Ekiden) -> None:
         ("silent", ["Runner.submit", "Settler.settle_first"], ["SQLiteBackend.put", "AsyncResult.get"]),
     ],
 )
+@pytest.mark.slow
 def test_other_options_lead_through_other_functions(app: Ekiden, name: str, has: list[str], has_not: list[str]) -> None:
     steps = [step.name for step in explained(app, name).steps]
 

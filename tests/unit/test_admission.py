@@ -262,6 +262,7 @@ class TestSecondHandOuts:
     def ekiden_app(self, ekiden_use_broker: Callable[[Ekiden], Ekiden]) -> Ekiden:
         return ekiden_use_broker(bodies.app)
 
+    @pytest.mark.slow
     def test_what_cannot_start_at_once_gives_its_attempt_back(self, ekiden_worker: StartWorker, tmp_path: Path) -> None:
         gate = tmp_path / "gate"
         held = bodies.wait_for_file.delay(str(gate))
@@ -285,6 +286,7 @@ class TestSecondHandOuts:
         found = {seen.message.id: seen for seen in bodies.app.transport.browse("default")}[task_id]
         return (found.condition, found.attempt) == (Condition.DELAYED, 0)
 
+    @pytest.mark.slow
     def test_many_that_come_back_are_worked_off_beside_new_ones(self, ekiden_worker: StartWorker) -> None:
         back = [bodies.add.delay(number, 1) for number in range(200)]
         hand_out_and_lose(bodies.app, 1)

@@ -359,6 +359,7 @@ def test_the_only_app_of_a_module_need_not_be_named(project: Path) -> None:
     assert load_app("shop").name == "x"
 
 
+@pytest.mark.slow
 def test_a_task_of_a_program_has_the_name_that_a_worker_imports_it_by(project: Path) -> None:
     (project / "shop.py").write_text(
         'from ekiden import Ekiden\napp = Ekiden("x", broker="memory://")\n\n@app.task\ndef add(): ...\n\n'

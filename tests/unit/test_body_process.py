@@ -108,6 +108,7 @@ def test_a_bodys_publish_ends_by_its_deadline_while_another_thread_asks() -> Non
             call(time.monotonic() + 0.05)
 
 
+@pytest.mark.slow
 def test_a_soft_limit_is_of_one_body_only(process: BodyProcess) -> None:
     for seconds in (0.049, 0.0495, 0.05, 0.0505, 0.051):
         process.run(frame("tests.apps.bodies.at_the_end", seconds, soft_time_limit=0.05), refuse)
@@ -129,6 +130,7 @@ def test_it_ends_when_its_pipe_closes(process: BodyProcess) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "spoilt"])
+@pytest.mark.slow
 def test_a_process_that_went_bad_while_it_was_idle_harms_no_call(how: str) -> None:
     processes = BodyProcesses("tests.apps.hostile:app")
     first = processes.take(a_job())
@@ -150,6 +152,7 @@ def test_a_process_that_went_bad_while_it_was_idle_harms_no_call(how: str) -> No
 
 
 @pytest.mark.parametrize("header", [object(), "caf\udce9", float])
+@pytest.mark.slow
 def test_what_cannot_be_sent_to_it_is_said_so(process: BodyProcess, header: Any) -> None:
     unsendable = msgspec.structs.replace(
         frame("tests.apps.bodies.add", 1, 1), message=Message("x", "default", b"", {"odd": header})

@@ -142,6 +142,7 @@ def test_a_call_can_go_elsewhere(shop: Shop) -> None:
     assert (seen.message.id, seen.message.priority) == ("mine", 9)
 
 
+@pytest.mark.slow
 def test_call_waits_for_the_result_and_prints_it_as_json(shop: Shop) -> None:
     with shop.working():
         waited = shop.run("call", shop.target, "add", "--args", "[1, 2]", "--wait", "30")
@@ -149,6 +150,7 @@ def test_call_waits_for_the_result_and_prints_it_as_json(shop: Shop) -> None:
     assert waited.stdout == "3\n"
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_is_told_on_standard_error(shop: Shop) -> None:
     with shop.working():
         failed = shop.run("call", shop.target, "boom", "--args", '["broken"]', "--wait", "30", code=1)
@@ -276,6 +278,7 @@ def test_a_dead_letter_is_shown_whole(shop: Shop) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_dead_letter_is_sent_back_by_its_id_and_the_others_stay_untouched(shop: Shop) -> None:
     dead = [shop.dies(text) for text in "abc"]
 
@@ -288,6 +291,7 @@ def test_a_dead_letter_is_sent_back_by_its_id_and_the_others_stay_untouched(shop
     assert shop.json("result", shop.target, dead[1])["state"] == "PENDING"
 
 
+@pytest.mark.slow
 def test_all_dead_letters_are_sent_back_once_and_may_die_again(shop: Shop) -> None:
     dead = {shop.dies(text) for text in "abc"}
 
@@ -361,6 +365,7 @@ IMPOSSIBLE_QUEUES = ["a b", "a/b", "q" * 300, "other.dead", "reply.nobody", "a\n
 
 @pytest.mark.parametrize("chosen", ["--all", "letter"])
 @pytest.mark.parametrize("name", IMPOSSIBLE_QUEUES, ids=range(len(IMPOSSIBLE_QUEUES)))
+@pytest.mark.slow
 def test_a_letter_from_an_impossible_queue_stays_and_the_others_go(shop: Shop, name: str, chosen: str) -> None:
     dead = shop.dies()
     body = json.dumps({"v": 1, "task": f"{shop.module}.add", "id": "call", "sent": 0, "args": [1, 2]}).encode()
@@ -403,6 +408,7 @@ ODD_VALUES: list[HeaderValue] = [
 
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
+@pytest.mark.slow
 def test_dead_letters_are_listed_shown_and_sent_back_whatever_their_headers_say(shop: Shop, value: HeaderValue) -> None:
     names = ["reason", "error", "attempts", "at", "queue"]
     headers: dict[str, HeaderValue] = {f"ekiden-dead-{name}": value for name in names} | {"own": value}

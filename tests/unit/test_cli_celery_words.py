@@ -82,6 +82,7 @@ def test_a_call_takes_the_short_options(shop: str) -> None:
 @pytest.mark.parametrize(
     ("words", "left"), [("purge -f", 0), ("purge -Q mail --force", 1), ("purge mail default --yes", 0)]
 )
+@pytest.mark.slow
 def test_purge_empties_the_queues_that_are_named_or_all(shop: str, words: str, left: int) -> None:
     run("-A", shop, "call", "add", "-a", "[1, 2]")
     run("-A", shop, "call", "mail", "-a", '["ann"]')

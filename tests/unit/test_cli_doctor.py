@@ -89,6 +89,7 @@ def test_a_broker_of_one_process_is_a_warning() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_settings_that_do_not_go_together_are_named(app: Ekiden, settings: dict[str, object], said: str) -> None:
     app.conf.update(settings)
 

@@ -115,6 +115,7 @@ def test_a_worker_says_what_it_works_for_once_and_works_off_what_is_there(start:
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_stop_does(start: Start, signals: tuple[signal.Signals, ...]) -> None:
     worker = start("worker", "shop:app", "--processes", "1")
     worker.line("is ready")

@@ -53,6 +53,7 @@ def _within(instead: object, odd: str) -> object:
 
 
 @given(VALUES)
+@pytest.mark.slow
 def test_what_can_be_read_stays_as_it_is(value: Any) -> None:
     text = json.dumps(value).encode()
 

@@ -285,6 +285,7 @@ def test_a_closed_connection_says_so(connection: Connection) -> None:
         connection.queue("queue")
 
 
+@pytest.mark.slow
 def test_an_item_may_be_held_longer_than_its_lease(url: str) -> None:
     with connect(url, lease=1.0) as holder, connect(url) as rival:
         holder.queue("queue").put(1)
@@ -463,6 +464,7 @@ def test_closing_leaves_no_thread(url: str) -> None:
     assert set(threading.enumerate()) == before
 
 
+@pytest.mark.slow
 def test_a_program_that_closes_nothing_ends() -> None:
     program = """
 from ekiden.messaging import connect
@@ -475,6 +477,7 @@ print(connection.queue("queue").get(1).value)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
 
 
+@pytest.mark.slow
 def test_parent_and_child_of_a_fork_have_connections_of_their_own(tmp_path: Path) -> None:
     program = """
 import json, os, sys

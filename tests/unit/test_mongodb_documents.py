@@ -92,6 +92,7 @@ def test_what_is_stored_is_never_larger_than_mongodb_takes(length: int) -> None:
 
 
 @given(st.floats(0, 2e11))
+@pytest.mark.slow
 def test_dates_are_never_after_what_they_round_down_and_never_before_what_they_round_up(seconds: float) -> None:
     assert int(date(seconds)) <= seconds * 1000 <= int(date_not_before(seconds))
     assert int(date_not_before(seconds)) - int(date(seconds)) <= 1

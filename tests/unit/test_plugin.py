@@ -131,6 +131,7 @@ def test_the_fixture_of_the_app_can_be_the_users_app(suite: pytest.Pytester) -> 
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_worker_process_serves_the_broker_of_the_test(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
@@ -151,6 +152,7 @@ def test_a_worker_process_serves_the_broker_of_the_test(suite: pytest.Pytester) 
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_worker_process_that_cannot_start_fails_its_test(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
@@ -165,6 +167,7 @@ def test_a_worker_process_that_cannot_start_fails_its_test(suite: pytest.Pyteste
     result.stdout.fnmatch_lines(["*no module 'no_such_module'*"])
 
 
+@pytest.mark.slow
 def test_a_pytest_that_uses_none_of_it_loads_no_broker_no_worker_and_no_asyncio() -> None:
     code = "import sys, ekiden.testing.plugin; print(*sys.modules)"
 

@@ -93,6 +93,7 @@ STRANGE: dict[str, pika.BasicProperties] = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.slow
 def test_a_workers_other_calls_go_on_and_what_is_no_call_is_buried(
     rabbitmq_place: str, other_program: Any, name: str
 ) -> None:

@@ -69,6 +69,7 @@ look_alikes = st.sampled_from(["shop", "shop.priority.9", "shop.priority.4", "sh
 
 
 @given(queues | look_alikes, priorities, queues | look_alikes, priorities)
+@pytest.mark.slow
 def test_no_two_bands_share_a_name(queue: str, priority: int, other: str, other_priority: int) -> None:
     same = (queue, priority) == (other, other_priority)
 

@@ -168,6 +168,7 @@ UNEXPECTED = {
 
 
 @pytest.mark.parametrize("said", UNEXPECTED.values(), ids=UNEXPECTED)
+@pytest.mark.slow
 def test_what_a_server_should_not_say_costs_a_channel_or_a_connection(
     transport: RabbitMQTransport, proxy: Proxy, queue: str, said: list[bytes]
 ) -> None:
@@ -249,6 +250,7 @@ def test_a_consumer_works_as_fast_after_the_server_took_something_back(
 
 
 @pytest.mark.parametrize("tag", ["listener", "announcements", "1"])
+@pytest.mark.slow
 def test_a_subscription_that_the_server_ends_is_made_again(
     rabbitmq_place: str, transport: RabbitMQTransport, proxy: Proxy, queue: str, tag: str
 ) -> None:

@@ -420,6 +420,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 class TestTrouble:
     @pytest.mark.parametrize("how", ["stop", "close"])
+    @pytest.mark.slow
     def test_a_waiting_receive_ends_soon_although_the_server_is_frozen(
         self, server: RedisServer, queue: str, how: str
     ) -> None:

@@ -95,6 +95,7 @@ def test_a_page_that_does_not_exist_is_an_answer_and_no_error() -> None:
 
 
 @pytest.mark.parametrize("mood", [Temper.BUSY, Temper.RUDE])
+@pytest.mark.slow
 def test_trouble_that_passes_is_a_fetch_error_and_then_a_page(mood: Temper) -> None:
     site = read_site(60)
     path = next(path for path in site.paths if temper(path) is mood)

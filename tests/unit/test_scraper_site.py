@@ -33,6 +33,7 @@ def reachable(site: Site) -> set[str]:
 
 
 @pytest.mark.parametrize("page_count", [1, 2, 30, 100])
+@pytest.mark.slow
 def test_a_site_has_as_many_pages_as_wanted_and_links_lead_to_all(page_count: int) -> None:
     site = read_site(page_count)
 

@@ -146,6 +146,7 @@ def test_a_full_disk_is_unavailable_for_now_and_deleting_still_works(database: D
     assert len(records(database)) == 49
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_unavailable_and_nothing_is_lost(path: Path) -> None:
     script = f"""
 import resource
@@ -216,6 +217,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(
     database.close()
 
 
+@pytest.mark.slow
 def test_a_file_that_may_only_be_read_is_refused() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "x.db"

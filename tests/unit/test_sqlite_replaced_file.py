@@ -113,6 +113,7 @@ def assert_undamaged(path: Path) -> None:
 
 
 @every_harm
+@pytest.mark.slow
 def test_sender_and_consumer_meet_again(
     path: Path, sender: Transport, worker: Transport, harm: Harm, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +139,7 @@ def test_sender_and_consumer_meet_again(
 
 
 @every_harm
+@pytest.mark.slow
 def test_a_process_that_comes_later_meets_those_that_were_there(path: Path, worker: Transport, harm: Harm) -> None:
     consumer = worker.consumer(["queue"], lease=60, prefetch=10_000, name="worker")
     publish(worker)

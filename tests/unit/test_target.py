@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 APP = """
 import time
 
@@ -26,6 +28,7 @@ def run(directory: Path, program: str) -> str:
     return ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_a_body_process_imports_the_module_that_made_the_app(tmp_path: Path) -> None:
     (tmp_path / "limits.py").write_text(APP)
 
@@ -37,6 +40,7 @@ def test_a_body_process_imports_the_module_that_made_the_app(tmp_path: Path) -> 
     assert said == "limits\n"
 
 
+@pytest.mark.slow
 def test_a_module_that_starts_a_worker_when_it_is_imported_says_so(tmp_path: Path) -> None:
     said = run(tmp_path, f"{APP}\nwith app.worker():\n    print(here.delay().get(timeout=40))\n")
 

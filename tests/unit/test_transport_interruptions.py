@@ -138,6 +138,7 @@ with_results = pytest.mark.parametrize("kind", ["sqlite"])
 
 
 @every_kind
+@pytest.mark.slow
 def test_a_publish_that_is_interrupted_stores_its_message_once_or_not(ground: Ground) -> None:
     ids = map("{:06}".format, itertools.count())
     current = next(ids)
@@ -156,6 +157,7 @@ def test_a_publish_that_is_interrupted_stores_its_message_once_or_not(ground: Gr
 
 
 @every_kind
+@pytest.mark.slow
 def test_a_settling_that_is_interrupted_is_done_or_can_be_repeated(ground: Ground) -> None:
     ids = map("{:06}".format, itertools.count())
 
@@ -178,6 +180,7 @@ def test_a_settling_that_is_interrupted_is_done_or_can_be_repeated(ground: Groun
 
 
 @every_kind
+@pytest.mark.slow
 def test_what_an_interrupted_receive_claimed_comes_back(ground: Ground) -> None:
     ground.transport.publish([Message(new_id(), "queue", b"")])
 
@@ -192,6 +195,7 @@ def test_what_an_interrupted_receive_claimed_comes_back(ground: Ground) -> None:
 
 @every_kind
 @pytest.mark.parametrize("act", ["wait for a message", "release", "extend", "broadcast", "hear", "look", "consume"])
+@pytest.mark.slow
 def test_whatever_is_interrupted_holds_up_nobody(ground: Ground, act: str) -> None:
     ground.transport.publish([Message(new_id(), "queue", b"") for _ in range(3)])
     deliveries = ground.collect(3)
@@ -212,6 +216,7 @@ def test_whatever_is_interrupted_holds_up_nobody(ground: Ground, act: str) -> No
 
 @with_results
 @pytest.mark.parametrize("act", ["put", "get", "begin", "join", "write", "scan", "forget"])
+@pytest.mark.slow
 def test_a_call_to_the_result_store_that_is_interrupted_holds_up_nobody(ground: Ground, act: str) -> None:
     backend = ground.backend
     assert backend is not None

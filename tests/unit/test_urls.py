@@ -174,6 +174,7 @@ def test_a_refusal_shows_no_password(text: str) -> None:
     path=texts | st.just(""),
     options=st.dictionaries(names, names, max_size=3),
 )
+@pytest.mark.slow
 def test_a_url_that_was_put_together_is_taken_apart_again(
     username: str | None,
     password: str | None,

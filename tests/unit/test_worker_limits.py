@@ -81,6 +81,7 @@ def test_a_worker_can_run_every_def_body_in_a_process(ekiden_worker: StartWorker
 
 
 @pytest.mark.parametrize("name", ["pid", "pid_async"])
+@pytest.mark.slow
 def test_what_was_handed_out_before_runs_in_a_process(ekiden_worker: StartWorker, name: str) -> None:
     result = task(f"tests.apps.bodies.{name}").delay()
     hand_out_and_lose(bodies.app, 1)
@@ -138,12 +139,14 @@ def test_each_outcome_is_the_same_out_of_a_process(ekiden_worker: StartWorker, w
     assert bodies.pid_in_process.delay().get(PATIENCE) != os.getpid()
 
 
+@pytest.mark.slow
 def test_a_large_value_comes_out_of_a_process(ekiden_worker: StartWorker) -> None:
     ekiden_worker(threads=1)
 
     assert len(bodies.outcome.delay("large").get(PATIENCE)) == 5_000_000
 
 
+@pytest.mark.slow
 def test_an_ignored_call_in_a_process_stores_nothing(ekiden_worker: StartWorker) -> None:
     ekiden_worker()
     result = bodies.outcome.delay("ignore")
@@ -157,6 +160,7 @@ def test_an_ignored_call_in_a_process_stores_nothing(ekiden_worker: StartWorker)
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_a_body_that_exceeds_its_soft_limit_can_tidy_up(ekiden_worker: StartWorker, place: str, path: str) -> None:
     ekiden_worker()
 
@@ -176,6 +180,7 @@ def test_a_body_that_does_not_catch_it_fails_by_its_soft_limit(
 
 
 @pytest.mark.parametrize("place", ["thread", "loop"])
+@pytest.mark.slow
 def test_a_soft_limit_holds_for_what_was_handed_out_before(ekiden_worker: StartWorker, place: str, path: str) -> None:
     result = task(f"tidy.{place}").delay(path)
     hand_out_and_lose(bodies.app, 1)
@@ -211,6 +216,7 @@ def test_a_body_that_exceeds_its_hard_limit_is_ended(ekiden_worker: StartWorker,
 
 
 @pytest.mark.parametrize("place", ["loop", "process"])
+@pytest.mark.slow
 def test_a_call_can_bring_its_own_hard_limit(ekiden_worker: StartWorker, place: str, path: str) -> None:
     ekiden_worker()
 
@@ -235,6 +241,7 @@ def test_a_body_that_was_ended_can_be_tried_again(ekiden_worker: StartWorker, pl
 
 
 @pytest.mark.parametrize("place", ["loop", "process"])
+@pytest.mark.slow
 def test_a_hard_limit_cannot_be_caught(ekiden_worker: StartWorker, place: str, path: str) -> None:
     ekiden_worker()
 
@@ -266,6 +273,7 @@ def test_a_hard_limit_that_no_process_can_keep_is_refused(ekiden_broker_url: str
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_a_running_body_is_terminated(ekiden_worker: StartWorker, place: str, path: str) -> None:
     ekiden_worker(threads=1)
     result = task(f"endless.{place}").delay(path)
@@ -332,6 +340,7 @@ def test_a_body_whose_process_dies_is_handed_out_again(ekiden_worker: StartWorke
     assert dead_letters(bodies.app) == []
 
 
+@pytest.mark.slow
 def test_a_message_that_kills_its_body_process_each_time_is_buried_after_five(
     ekiden_worker: StartWorker, path: str
 ) -> None:
@@ -346,6 +355,7 @@ def test_a_message_that_kills_its_body_process_each_time_is_buried_after_five(
     assert bodies.pid_in_process.delay().get(PATIENCE) != os.getpid()
 
 
+@pytest.mark.slow
 def test_deaths_of_workers_and_of_body_processes_are_counted_together(ekiden_worker: StartWorker, path: str) -> None:
     result = bodies.die.delay(path)
     hand_out_and_lose(bodies.app, 3)
@@ -364,6 +374,7 @@ def test_a_settled_call_whose_process_dies_fails_at_once(ekiden_worker: StartWor
     assert noted(path) == ["started", "on_failure WorkerLostError True"]
 
 
+@pytest.mark.slow
 def test_what_was_handed_out_too_often_is_kept_whatever_its_task_says(ekiden_worker: StartWorker, path: str) -> None:
     result = bodies.die_async.delay(path)
     hand_out_and_lose(bodies.app, 1)  # from the second time on it runs in a body process
@@ -387,6 +398,7 @@ def test_a_body_whose_process_dies_can_be_tried_again(ekiden_worker: StartWorker
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_what_still_runs_when_a_worker_ends_at_once_comes_back(
     ekiden_worker: StartWorker, place: str, path: str
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_name_in_use_is_refused_before_anything_is_taken_over(app: Ekiden) -> 
     assert not [thread for thread in threading.enumerate() if thread.name == "ekiden-control"]
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_its_name_until_its_last_task_has_ended(app: Ekiden) -> None:
     gate, notes = Gate(), Notes()
 

@@ -242,6 +242,7 @@ def test_an_early_task_does_not_start_before_its_settling_is_confirmed(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.slow
 def test_an_early_task_that_gives_itself_back_runs_again(app: Ekiden, notes: Notes, is_async: bool) -> None:
     def body() -> int:
         notes.take(app.tasks["again"].request.attempt)

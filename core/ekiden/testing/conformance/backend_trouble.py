@@ -30,6 +30,7 @@ class FullBackendConformance(BackendFixtures):
     """``url`` names a store so small that some thousands of results of a kilobyte fill it."""
 
     @pytest.mark.timeout(180)
+    @pytest.mark.slow
     def test_a_full_store_says_so_and_can_be_read_and_emptied(self, backend: Backend, other: Backend) -> None:
         key = new_id()
         backend.write(key, b"kept")

@@ -314,6 +314,7 @@ class BrokerClockConformance(ProcessConformance):
     """For transports whose time is the broker's: a worker whose clock is wrong changes nothing."""
 
     @pytest.mark.parametrize("ahead", [600.0, -600.0])
+    @pytest.mark.slow
     def test_a_worker_whose_clock_is_wrong_neither_steals_nor_comes_early(
         self, url: str, transport: Transport, queue: str, processes: ExitStack, ahead: float
     ) -> None:
@@ -356,6 +357,7 @@ class BackendProcessConformance(BackendFixtures):
         assert told["body"] == "done"
         assert_quick(told["at"] - stored, 0.5)
 
+    @pytest.mark.slow
     def test_of_processes_that_begin_at_once_one_may_go(self, url: str, processes: ExitStack) -> None:
         task_ids = [new_id() for _ in range(50)]
         children = [
@@ -371,6 +373,7 @@ class BackendProcessConformance(BackendFixtures):
 
         assert all(sorted(outcomes) == ["go", "second copy", "second copy"] for outcomes in zip(*answers, strict=True))
 
+    @pytest.mark.slow
     def test_of_processes_that_write_at_one_version_one_wins(
         self, url: str, backend: Backend, processes: ExitStack
     ) -> None:

@@ -96,6 +96,7 @@ class Records(BackendFixtures):
         assert [record.value for record in found] == [record.key.removeprefix(prefix).encode() for record in found]
         assert [record.key for record in other.scan(f"{prefix}c/")] == [f"{prefix}c/1", f"{prefix}c/2"]
 
+    @pytest.mark.slow
     def test_scan_finds_thousands(self, backend: Backend) -> None:
         prefix = new_id()
         keys = [f"{prefix}{number:04}" for number in range(3000)]

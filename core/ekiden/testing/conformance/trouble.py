@@ -111,6 +111,7 @@ class DeadlineConformance(TransportFixtures):
 
     @pytest.mark.timeout(120)
     @pytest.mark.parametrize("connected", [True, False], ids=["connected", "not yet connected"])
+    @pytest.mark.slow
     def test_a_publish_ends_at_its_deadline_and_before_the_others(
         self,
         transport: Transport,
