@@ -125,6 +125,13 @@ ANSWERS = [
 ]
 
 
+def tls_error(reason: str) -> ssl.SSLError:
+    """As OpenSSL's are: the reason has a name, whatever the text."""
+    error = ssl.SSLError(1, "TLS went wrong")
+    error.reason = reason
+    return error
+
+
 @pytest.mark.parametrize(("code", "text", "kind", "words"), ANSWERS, ids=[f"{a[0]} {a[1][:40]}" for a in ANSWERS])
 def test_every_answer_is_a_sentence(code: int, text: str, kind: type[Exception], words: str) -> None:
     told = closed(code, text, SERVER, doing="testing", right="read")
@@ -223,12 +230,15 @@ def test_an_answer_that_nobody_knows_is_told_as_it_is() -> None:
         (socket.gaierror(-2, "Name or service not known"), BrokerUnavailable, "host is not known"),
         (TimeoutError(), BrokerUnavailable, "silent"),
         (BrokenPipeError(32, "Broken pipe"), BrokerUnavailable, "Broken pipe"),
-        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), BrokerRefused, "write amqp://"),
+        (tls_error("WRONG_VERSION_NUMBER"), BrokerRefused, "write amqp://"),
+        (tls_error("TLSV13_ALERT_CERTIFICATE_REQUIRED"), BrokerRefused, "wants a certificate of this client"),
+        (tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), BrokerRefused, "wants a certificate of this client"),
+        (tls_error("UNEXPECTED_EOF_WHILE_READING"), BrokerUnavailable, "TLS failed"),
         (
             AMQPConnectionWorkflowFailed(
                 [
                     AMQPConnectorSocketConnectError(ConnectionRefusedError(111, "Connection refused")),
-                    AMQPConnectorTransportSetupError(ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version")),
+                    AMQPConnectorTransportSetupError(tls_error("WRONG_VERSION_NUMBER")),
                 ]
             ),
             BrokerRefused,

@@ -300,7 +300,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _no_amqp(error: BaseException) -> Told:
-    if "StreamLostError" in str(error):
+    if pika.exceptions.StreamLostError.__name__ in str(error):  # pika keeps only its repr
         # A TLS port, or a proxy whose server is away: both just close.
         return UNAVAILABLE, (
             "the connection was closed before a word of AMQP was said; if this is a TLS port, write amqps:// "
@@ -321,14 +321,12 @@ def _tls(error: ssl.SSLError) -> Told:
             f"the server's certificate is not accepted ({error.verify_message.rstrip('.')}); cafile= names who signed "
             "it, server_hostname= the name that it must carry"
         )
-    if "WRONG_VERSION_NUMBER" in str(error):
+    reason = str(getattr(error, "reason", None) or "")  # OpenSSL's name for the code
+    if reason == "WRONG_VERSION_NUMBER":
         return REFUSED, "this port does not speak TLS: write amqp:// instead of amqps://, or name the TLS port (5671)"
-    if "CERTIFICATE_REQUIRED" in str(error) or "HANDSHAKE_FAILURE" in str(error):
-        return (
-            REFUSED,
-            f"the server wants a certificate of this client: certfile= and keyfile= name it ({error.reason})",
-        )
-    return UNAVAILABLE, f"TLS failed ({error.reason or error})"
+    if reason.endswith(("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE")):
+        return REFUSED, f"the server wants a certificate of this client: certfile= and keyfile= name it ({reason})"
+    return UNAVAILABLE, f"TLS failed ({reason or error})"
 
 
 def _code_in(error: BaseException) -> tuple[int, str]:
