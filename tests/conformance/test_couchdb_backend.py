@@ -26,6 +26,8 @@ from tests.servers.running import running
 
 
 class TestCouchDBBackend(BackendConformance, BackendProcessConformance, BackendGarbageConformance):
+    many_members = 1000
+
     @pytest.fixture
     def url(self, couchdb_place: str) -> str:
         return couchdb_place

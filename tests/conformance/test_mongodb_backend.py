@@ -25,6 +25,8 @@ from tests.servers.running import running
 
 @pytest.mark.timeout(600)  # what stands in for MongoDB takes its time for documents that grow
 class TestMongoDBBackend(BackendConformance, BackendProcessConformance):
+    many_members = 600
+
     @pytest.fixture
     def url(self, mongodb_place: str) -> str:
         return mongodb_place

@@ -16,6 +16,8 @@ from examples.spool.spool import SpoolTransport
 @pytest.mark.slow  # an example, held to the same kit
 @pytest.mark.timeout(240)  # it reads all of its file every time: 20,000 messages take it long
 class TestSpool(TransportConformance, LeaseExpiryConformance):
+    many_delayed = 4000  # each publish reads and writes the whole file
+
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"spool:///{tmp_path}/tasks.json"

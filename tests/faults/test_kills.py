@@ -64,7 +64,7 @@ def test_a_storm_of_kills_loses_no_follow_up_and_no_result(ground: Ground) -> No
 def test_one_poison_at_the_head_makes_one_dead_letter_and_harms_nobody_else(
     ground: Ground, task: str, by_signal: bool
 ) -> None:
-    others = ground.backlog(999)
+    others = ground.backlog(300)
     poison = ground.app.send_task(task, kwargs={"by_signal": by_signal})
     ground.send_many("work", others)
     worker = ground.start(processes=2)

@@ -99,7 +99,7 @@ class Records(BackendFixtures):
     @pytest.mark.slow
     def test_scan_finds_thousands(self, backend: Backend) -> None:
         prefix = new_id()
-        keys = [f"{prefix}{number:04}" for number in range(3000)]
+        keys = [f"{prefix}{number:04}" for number in range(2000)]
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(lambda key: backend.write(key, key.encode()), keys))
 
