@@ -61,14 +61,15 @@ def _interrupted_at(place: int, *, inside: str, lines_only: bool) -> Iterator[No
 def signals_every(seconds: float, *, inside: str) -> Iterator[None]:
     """Interrupt the main thread about so often, wherever it is by then, but only while it is in such a module.
 
-    Not where pytest is told of what Python collects there: nobody could handle an exception out of that.
+    Not where Python collects what is of no use any more, or tells pytest of it: nobody could handle an exception out of
+    that.
     """
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.2, 1.8) * seconds)
         while frame is not None:
             module = frame.f_globals.get("__name__", "")
-            if module.startswith("_pytest"):
+            if module.startswith(("_pytest", "_weakrefset", "weakref")):
                 return
             if module.startswith(inside):
                 raise Interrupted

@@ -56,6 +56,7 @@ class Waits:
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
         self._reopened = 0
+        self._runs = False
         self._closed = False
 
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
@@ -104,7 +105,8 @@ class Waits:
         with self._lock:
             if self._is_closed():
                 return
-            if self._thread is None or not self._thread.is_alive():
+            # Not ``is_alive``: interrupted, that of Python 3.11 takes a thread that runs for one that has ended.
+            if not self._runs:
                 self._start()
             now = time.monotonic()
             new = wait.ids - self._asked
@@ -134,8 +136,13 @@ class Waits:
         # Known before it runs: whoever is interrupted in ``start`` leaves no thread behind that nobody knows.
         self._thread = threading.Thread(target=self._run, name="ekiden-sqlite-results", daemon=True)
         start_thread(self._thread)
+        self._runs = True
 
     def _run(self) -> None:
+        with self._lock:
+            if threading.current_thread() is not self._thread:
+                return  # whoever started it was interrupted, and another one was started before this one began
+            self._runs = True
         try:
             self._tell_until_closed()
         except BaseException as error:
@@ -143,13 +150,16 @@ class Waits:
             failed = BackendError(f"The thread that waits for results has failed: {error!r}; ask again.")
             failed.__cause__ = error
             with self._lock:
+                bell, self._bell = self._bell, None
                 self._thread = None
+                self._runs = False
                 self._pending.clear()  # of what was pending the next thread knows nothing
                 self._asked.clear()
                 self._fail(failed)
-        finally:
-            if self._bell is not None:
-                self._bell.close()
+        else:
+            bell = self._bell
+        if bell is not None:
+            bell.close()
 
     def _tell_until_closed(self) -> None:
         while not self._closed and self._bell is not None:
