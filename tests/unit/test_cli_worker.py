@@ -156,7 +156,9 @@ def test_an_app_that_no_worker_can_work_for_is_refused_once(start: Start, target
 
 def has_settings(directory: Path, **settings: object) -> None:
     """Have the app set them in its module."""
-    (directory / "shop.py").write_text(f"{dedent(SHOP)}\napp.conf.update({settings!r})\n")
+    written = directory / "shop.py.new"  # a worker that reloads must not find half of it
+    written.write_text(f"{dedent(SHOP)}\napp.conf.update({settings!r})\n")
+    written.replace(directory / "shop.py")
 
 
 @pytest.mark.slow
