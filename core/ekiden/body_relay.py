@@ -49,6 +49,7 @@ from ekiden.errors import (
 )
 from ekiden.loggers import safe_logger
 from ekiden.message import Depth, Message, Published, Seen
+from ekiden.plan import EXIT_DONE, EXIT_FAILED
 from ekiden.results import Backend, Begun, Joined, Record, Start, StoredResult
 from ekiden.safe_text import text_of
 from ekiden.transport import Consumer, Listener, Transport, TransportDescription
@@ -76,7 +77,7 @@ _ERRORS: dict[str, type[EkidenError]] = {
 class Channel:
     """The body's end of the pipe. One thread reads; a body's threads may ask, one at a time.
 
-    ``ended`` is called when the worker is gone, just before this process ends.
+    ``ended`` is called when the worker is gone or the pipe to it closed, just before this process ends.
     """
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO, *, ended: Callable[[], object]) -> None:
@@ -100,8 +101,7 @@ class Channel:
                 logger.critical("this body process ends: %s", error)
                 os._exit(1)
             if frame is None:
-                self._ended()
-                os._exit(0)
+                self._end(EXIT_DONE)
             if isinstance(frame, Answer):
                 self._answers.put(frame)
             else:
@@ -115,9 +115,13 @@ class Channel:
         return frame
 
     def tell(self, frame: Done | Ready | Unusable) -> None:
-        """Tell the worker how it went."""
-        with self._asking:
-            write_frame(self._outgoing, frame)
+        """Tell the worker how it went. Where user code has closed the pipe, nobody can be told: this process ends."""
+        try:
+            with self._asking:
+                write_frame(self._outgoing, frame)
+        except OSError as error:
+            logger.critical("this body process ends: the pipe to its worker is closed, maybe by the task: %s", error)
+            self._end(EXIT_FAILED)
 
     def ask(self, frame: Ask, kind: Any, deadline: float | None = None) -> Any:
         """Ask the worker, and return its answer as ``kind``. Raises the error that it met.
@@ -143,6 +147,10 @@ class Channel:
         if answer.error_kind is not None:
             raise _ERRORS.get(answer.error_kind, EkidenError)(answer.error)
         return msgspec.json.decode(answer.value, type=kind)
+
+    def _end(self, code: int) -> NoReturn:
+        self._ended()
+        os._exit(code)
 
 
 def _error_in(answer: PublishedAnswer) -> EkidenError | None:

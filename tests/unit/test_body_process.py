@@ -1,6 +1,9 @@
 """A process that runs one body at a time: what comes over its pipe, and how both ends notice the end of the other."""
 
+import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -8,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from ekiden.body_frames import Answer, Ask, AskPublish, Run
+from ekiden.body_frames import Answer, Ask, AskPublish, Begin, Run, write_frame
 from ekiden.body_process import BodyProcess, answer_ask
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
 from ekiden.codec import encode_call
@@ -16,7 +19,7 @@ from ekiden.errors import BrokerUnavailable, MisuseError, WorkerLostError
 from ekiden.job import Job
 from ekiden.message import Delivery, Message, Published, PublishOutcome, new_id
 from ekiden.outcomes import Failed, Succeeded
-from ekiden.plan import exit_text
+from ekiden.plan import EXIT_FAILED, exit_text
 from ekiden.runner import BodyProcesses
 from ekiden.signature import Call
 from ekiden.urls import parse_url
@@ -127,6 +130,25 @@ def test_it_ends_when_its_pipe_closes(process: BodyProcess) -> None:
     process._to.close()
 
     eventually(lambda: process._process.poll() is not None, what="it has ended")
+
+
+def test_it_ends_in_one_line_when_its_body_has_closed_the_pipe() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ekiden.body_process", TARGET],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    write_frame(process.stdin, Begin(TARGET, sys.path, logging.WARNING, "text"))
+    write_frame(process.stdin, frame("tests.apps.bodies.close_all"))
+
+    code = process.wait(PATIENCE)
+    _, told = process.communicate()
+
+    assert code == EXIT_FAILED
+    assert len(told.splitlines()) == 1
+    assert b"the pipe to its worker is closed" in told
 
 
 @pytest.mark.parametrize("how", ["killed", "spoilt"])
