@@ -174,7 +174,7 @@ class RedisBackend(Backend):
             for start in some:
                 check_step(start.task_id, start.step)
                 keys += (self._keys.result(start.task_id), self._keys.note(start.task_id))
-                arguments += (start.step, start.message_id, _milliseconds(start.expires))
+                arguments += (str(start.step), start.message_id, _milliseconds(start.expires))
             calls.append(Call(BEGIN, keys, arguments))
         answers = [answer for reply in self._run_all(calls) for answer in reply]
         return [_begun(start, answer) for start, answer in zip(starts, answers, strict=True)]
@@ -183,7 +183,7 @@ class RedisBackend(Backend):
         self._check_open((join_id, member))
         key, kept = self._keys.join(join_id), _milliseconds(expires)
         arrived, outcomes = self._run_beyond(
-            lambda beyond: Call(JOIN, [key], [member, outcome, size, kept, beyond]), len(outcome)
+            lambda beyond: Call(JOIN, [key], [member, outcome, str(size), kept, beyond]), len(outcome)
         )
         members = (name.decode("utf-8", "backslashreplace") for name in outcomes[::2])
         return Joined(arrived, arrived >= size, dict(zip(members, outcomes[1::2], strict=True)))
@@ -205,7 +205,7 @@ class RedisBackend(Backend):
         keys = [self._keys.record(key), self._keys.record_keys, self._keys.record_ends]
         arguments: list[Part] = [
             key,
-            "" if expected_version is None else expected_version,
+            "" if expected_version is None else str(expected_version),
             "delete" if value is None else "write",
             _milliseconds(expires),
             value or b"",
@@ -219,7 +219,7 @@ class RedisBackend(Backend):
         found: list[Record] = []
         is_untidy = False
         while True:
-            command = _command(b"ZRANGEBYLEX", self._keys.record_keys, first, behind, b"LIMIT", 0, AT_ONCE)
+            command = _command(b"ZRANGEBYLEX", self._keys.record_keys, first, behind, b"LIMIT", b"0", b"%d" % AT_ONCE)
             (members,) = self._run_all([command])
             keys = (member.decode("utf-8", "replace") for member in members)
             records = self.read([key for key in keys if "\0" not in key])
@@ -303,7 +303,7 @@ def _slices(items: Sequence[_Item], most: int) -> list[Sequence[_Item]]:
 def _milliseconds(seconds: float | None) -> Part:
     if seconds is None:
         return b""
-    return max(1, int(seconds * 1000)) if seconds < LONGEST_KEPT_SECONDS else int(LONGEST_KEPT_SECONDS * 1000)
+    return b"%d" % (max(1, int(seconds * 1000)) if seconds < LONGEST_KEPT_SECONDS else LONGEST_KEPT_SECONDS * 1000)
 
 
 def _flag(is_so: bool) -> str:

@@ -337,9 +337,9 @@ def _packed(calls: Sequence[Call], *, asking: bool, whole: bool) -> bytes:
         if script is None:
             commands.append(pack_command(tuple(arguments)))
         elif whole:
-            commands.append(pack_command((b"EVAL", script.source, len(keys), *keys, *arguments)))
+            commands.append(pack_command((b"EVAL", script.source, b"%d" % len(keys), *keys, *arguments)))
         else:
-            commands.append(pack_command((b"EVALSHA", script.digest, len(keys), *keys, *arguments)))
+            commands.append(pack_command((b"EVALSHA", script.digest, b"%d" % len(keys), *keys, *arguments)))
     return commands[0] if len(commands) == 1 else b"".join(commands)
 
 

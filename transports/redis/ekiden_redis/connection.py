@@ -23,8 +23,9 @@ from ekiden_redis.errors import NotAdmitted, NoTLS, NotSaid, Overdue
 if TYPE_CHECKING:
     import ssl  # where a connection has TLS: it takes 5 ms to import, and 3 MiB of memory
 
-Part = bytes | str | int | float
-"""What a command consists of."""
+Part = bytes | str
+"""What a command consists of. No numbers: hiredis crashes where a signal's handler raises while it asks for their
+text."""
 
 pack_command: Callable[[tuple[Part, ...]], bytes] = cast(Any, hiredis.pack_command)
 """A command as it is sent."""
@@ -115,13 +116,13 @@ class Connection:
         username, password = access.username, access.password or ""
         if protocol > _FIRST_PROTOCOL:
             who = ("AUTH", username or "default", password) if username or password else ()
-            commands.append(("HELLO", protocol, *who))
+            commands.append(("HELLO", str(protocol), *who))
         elif username:
             commands.append(("AUTH", username, password))
         elif password:
             commands.append(("AUTH", password))
         if access.database:
-            commands.append(("SELECT", access.database))
+            commands.append(("SELECT", str(access.database)))
         hello: Reply = None
         if commands:
             self.send(pack(commands), deadline)

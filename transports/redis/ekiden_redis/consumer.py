@@ -72,6 +72,7 @@ class RedisConsumer(Consumer):
         self._turns = deque(self._keys)
         self._reply_queues = [queue for queue in self._keys if queue.startswith(REPLY_PREFIX)]
         self._lease = lease
+        self._lease_ms = b"%d" % round(lease * 1000)
         self._prefetch = prefetch
         self._name = name
         self._owner = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=scripts.NAME_BYTES).digest()
@@ -194,7 +195,7 @@ class RedisConsumer(Consumer):
             of = self._keys[queue]
             keys += (of.messages, of.held, of.ready, of.delayed, of.leased, of.bell)
         now = time.monotonic()
-        calls = [Call(scripts.CLAIM, keys, (room, round(self._lease * 1000), token)), *self._keep_calls(queues)]
+        calls = [Call(scripts.CLAIM, keys, (b"%d" % room, self._lease_ms, token)), *self._keep_calls(queues)]
         reply, *_ = self._client.run_all(calls)
         if isinstance(reply, EkidenError):
             raise reply
@@ -305,7 +306,11 @@ class RedisConsumer(Consumer):
         at: dict[str, bytes] = dict.fromkeys(self._keys, b"0")
         while at:
             calls = [
-                Call(scripts.RECLAIM, (keys.held, keys.ready, keys.leased, keys.bell), (owner, attempts_less, cursor))
+                Call(
+                    scripts.RECLAIM,
+                    (keys.held, keys.ready, keys.leased, keys.bell),
+                    (owner, str(attempts_less), cursor),
+                )
                 for keys, cursor in ((self._keys[queue], cursor) for queue, cursor in at.items())
             ]
             cursors = _without_errors(self._client.run_all(calls))
@@ -320,7 +325,7 @@ class RedisConsumer(Consumer):
             of = self._keys[queue]
             keys = (of.held, of.ready, of.delayed, of.leased, of.bell)
             for some in sliced(tags):
-                calls.append(Call(scripts.GIVE_BACK, keys, (attempts_less, delay_ms, *some)))
+                calls.append(Call(scripts.GIVE_BACK, keys, (str(attempts_less), str(delay_ms), *some)))
         _without_errors(self._client.run_all(calls))
 
     def _keep_reply_queues(self) -> None:

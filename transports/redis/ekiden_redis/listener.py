@@ -21,7 +21,7 @@ from ekiden_redis.doorbell import Knocker
 from ekiden_redis.errors import TROUBLE
 from ekiden_redis.servers import Server
 
-EVENTS_KEPT, EVENTS_KEPT_MS = 10_000, 600_000
+EVENTS_KEPT, EVENTS_KEPT_MS = b"10000", b"600000"
 """Broadcasts that a listener may be behind, and how long a stream lives on after the last one."""
 
 _HEARD_AT_ONCE = 1000
@@ -84,9 +84,9 @@ class RedisListener(Listener):
     def _read(self, seconds: float) -> list[bytes]:
         """The events behind the last one; waits for some if there are none, and ``seconds`` are left."""
         deadline = self._client.deadline() + max(0.0, seconds)
-        command: list[bytes | str | int] = [b"XREAD", b"COUNT", _HEARD_AT_ONCE]
+        command = [b"XREAD", b"COUNT", b"%d" % _HEARD_AT_ONCE]
         if seconds > 0:
-            command += [b"BLOCK", math.ceil(seconds * 1000)]
+            command += [b"BLOCK", b"%d" % math.ceil(seconds * 1000)]
         try:
             connection = self._connected(deadline)
             connection.send(pack_command((*command, b"STREAMS", self._key, self._last)), deadline)
@@ -127,7 +127,7 @@ class RedisListener(Listener):
 
     def _newest(self) -> bytes:
         """The id of the newest event in the stream."""
-        newest = self._client.command(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", 1, key=self._key)
+        newest = self._client.command(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1", key=self._key)
         return newest[0][0] if newest else _BEFORE_ALL
 
     def _hang_up(self) -> None:

@@ -28,14 +28,15 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 _decode = msgspec.msgpack.Decoder(_Stored).decode
+_RANKS = [str(rank) for rank in range(HIGHEST_PRIORITY + 1)]
 
 
 class Packed(msgspec.Struct, frozen=True, gc=False):
-    """A message as a script takes it: ``rank`` is 0 for the most urgent, ``due`` milliseconds or ``""`` for now."""
+    """A message as a script takes it: ``rank`` is "0" for the most urgent, ``due`` milliseconds, or empty for now."""
 
     id: str
-    rank: int
-    due: int | str
+    rank: str
+    due: str
     value: bytes
 
 
@@ -54,8 +55,8 @@ def packed(message: Message, *, max_message_bytes: int) -> Packed | BrokerRefuse
             message.id.encode()
             return Packed(
                 message.id,
-                HIGHEST_PRIORITY - message.priority,
-                "" if due is None else milliseconds(due),
+                _RANKS[HIGHEST_PRIORITY - message.priority],
+                "" if due is None else str(milliseconds(due)),
                 value_of(message.priority, due, message.headers, message.body),
             )
         except (msgspec.MsgspecError, OverflowError, UnicodeEncodeError, TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ from ekiden_redis.packing import Packed, packed
 SLICE_BYTES = 4 * 1024 * 1024
 """About how much one script is sent at most, if it is more than one message."""
 
-REPLY_QUEUE_KEPT_MS = 60_000
+REPLY_QUEUE_KEPT_MS = b"60000"
 """How long a ``reply.*`` queue outlives its consumer."""
 
 

@@ -70,7 +70,7 @@ class Settler:
 
     def __init__(self, client: Client, lease: float, holds: Callable[[Delivery], bool]) -> None:
         self._client = client
-        self._lease_ms = round(lease * 1000)
+        self._lease_ms = b"%d" % round(lease * 1000)
         self._holds = holds
 
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
@@ -226,10 +226,10 @@ class Settler:
         arguments: list[Part] = [REPLY_QUEUE_KEPT_MS, "1" if beyond else ""]
         for each in batch:
             delivery = each.ending.delivery
-            arguments += (queues[delivery.message.queue], delivery.tag, len(each.messages))
+            arguments += (str(queues[delivery.message.queue]), delivery.tag, str(len(each.messages)))
             for queue, message in each.messages:
                 temporary = "1" if queue.startswith(REPLY_PREFIX) else "0"
-                arguments += (queues[queue], temporary, message.id, message.rank, message.due, message.value)
+                arguments += (str(queues[queue]), temporary, message.id, message.rank, message.due, message.value)
         return Call(scripts.HAND_OVER, keys, arguments)
 
     def _settle_in_steps(self, followed: Sequence[_FollowedEnding], answers: list[Settled]) -> None:

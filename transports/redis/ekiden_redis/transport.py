@@ -84,7 +84,12 @@ class RedisTransport(Transport):
             page = self._client.run(
                 scripts.BROWSE,
                 (keys.messages, keys.held, keys.ready, keys.delayed, keys.leased),
-                (min(limit - len(seen), scripts.AT_ONCE), kind, score, message_id.encode("utf-8", "surrogateescape")),
+                (
+                    str(min(limit - len(seen), scripts.AT_ONCE)),
+                    kind,
+                    score,
+                    message_id.encode("utf-8", "surrogateescape"),
+                ),
             )
             if not page:
                 break
