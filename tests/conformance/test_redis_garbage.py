@@ -167,19 +167,12 @@ class TestOddEntries(Keys):
 
     @pytest.mark.parametrize("part", ["delayed", "leased"])
     def test_an_idle_consumer_does_not_wake_for_what_is_never_due(
-        self,
-        transport: Transport,
-        client: redis.Redis,
-        keys: QueueKeys,
-        queue: str,
-        part: str,
-        monkeypatch: pytest.MonkeyPatch,
+        self, transport: Transport, client: redis.Redis, keys: QueueKeys, queue: str, part: str
     ) -> None:
         assert isinstance(transport, RedisTransport)
-        calls, run_all = [], transport._client.run_all
-        monkeypatch.setattr(
-            transport._client, "run_all", lambda *these, **how: calls.append(these) or run_all(*these, **how)
-        )
+        calls: list[object] = []
+        run_all = transport._client.run_all
+        transport._client.run_all = lambda *these, **how: calls.append(these) or run_all(*these, **how)
         consumer = self.consume(transport, queue)
         client.zadd(getattr(keys, part), {"odd": "inf"})  # type: ignore[dict-item]
 
