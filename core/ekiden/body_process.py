@@ -56,7 +56,7 @@ from ekiden.body_frames import (
     write_frame,
 )
 from ekiden.body_relay import Channel, RelayBackend, RelayTransport
-from ekiden.codec import decode_call, failure_record, type_name
+from ekiden.codec import decode_call
 from ekiden.descendants import HAVE_GROUPS_INSTEAD, end_descendants
 from ekiden.errors import (
     EkidenError,
@@ -66,6 +66,7 @@ from ekiden.errors import (
     WorkerLostError,
 )
 from ekiden.execution import run, run_async
+from ekiden.failures import failure_record, type_name
 from ekiden.loggers import safe_logger
 from ekiden.logs import format_of, logging_of_program
 from ekiden.message import Message, Published

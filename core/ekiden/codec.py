@@ -11,7 +11,6 @@ annotation arrives as JSON has it.
 
 from __future__ import annotations
 
-import builtins
 import inspect
 import math
 import re
@@ -20,24 +19,20 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from itertools import chain, repeat
-from types import FrameType, ModuleType, SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, Optional, get_type_hints
 from uuid import UUID
 
 import msgspec
 
 from ekiden.errors import (
-    BackendError,
     ConfigurationError,
     MessageError,
     NewerFormat,
-    ResultTimeout,
     TaskArgumentsError,
-    TaskError,
-    TaskPredicate,
 )
 from ekiden.kinds import Reader, check_kept, encode, encode_other, reader_of, unkept
-from ekiden.safe_text import cut, cut_middle, json_bytes, repr_of, storable, text_of
+from ekiden.safe_text import repr_of, text_of
 from ekiden.signature import FORMAT_VERSION, Call
 from ekiden.times import Moment
 
@@ -176,7 +171,9 @@ def _shortened(value: Any, length: int = 80) -> str:
 class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of an exception: its class by name, its arguments as far as JSON carries them, its text.
 
-    ``args`` are those that its class is made with. ``exceptions``: the members of an ExceptionGroup.
+    ``args`` are those that its class is made with. ``exceptions``: the members of an ExceptionGroup. ``attributes``:
+    those of the object itself, as JSON; ``lost``: the names of those that JSON cannot carry. ``kinds`` says what a
+    value was that JSON has as something else, by the name of the attribute or the number of the argument.
     """
 
     type: str
@@ -184,6 +181,9 @@ class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     args: tuple[Any, ...] = ()
     traceback: str | None = None
     exceptions: tuple[FailureRecord, ...] = ()
+    attributes: dict[str, Any] = {}
+    lost: tuple[str, ...] = ()
+    kinds: dict[str, str] = {}
 
 
 class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=FORMAT_VERSION):
@@ -243,162 +243,6 @@ def check_result(value: Any, body: bytes, kind: Any) -> None:
         except (TypeError, ValueError, NotImplementedError, msgspec.ValidationError):
             return  # a function may return what its annotation does not say: that arrives as JSON has it
         check_kept(value, arrived, kind)
-
-
-DEFAULT_FAILURE_BYTES = 1024 * 1024
-_SMALLEST_FAILURE_BYTES = 1000
-_LONGEST_TYPE_NAME = 500
-_LONGEST_REPR = 500
-_MOST_ARGUMENTS = 100
-
-
-def failure_record(
-    error: BaseException, traceback_text: str | None, *, most_bytes: int = DEFAULT_FAILURE_BYTES
-) -> FailureRecord:
-    """What is kept of ``error``, in about ``most_bytes``: as much of its text, its arguments and its traceback as fits.
-
-    A kilobyte may always be kept, so that there is a reason. Arguments that JSON cannot carry are kept as their repr.
-    Raises nothing, whatever ``error`` is.
-    """
-    share = max(most_bytes, _SMALLEST_FAILURE_BYTES) // 4
-    return FailureRecord(
-        type_name(type(error)),
-        cut(text_of(error), share),
-        _recorded_arguments(error, share),
-        None if traceback_text is None else cut_middle(storable(traceback_text), 2 * share),
-        _members(error, share),
-    )
-
-
-def _members(error: BaseException, most_bytes: int) -> tuple[FailureRecord, ...]:
-    """The members of a group, each in its share of the bytes. Too many for that, or too deep: those that fit."""
-    if not isinstance(error, BaseExceptionGroup) or most_bytes < _SMALLEST_FAILURE_BYTES:
-        return ()
-    try:
-        chosen = tuple(error.exceptions)[: most_bytes // _SMALLEST_FAILURE_BYTES]
-    except BaseException:  # noqa: BLE001 - as for arguments
-        return ()
-    return tuple(failure_record(each, None, most_bytes=most_bytes // len(chosen) // 2) for each in chosen)
-
-
-def _recorded_arguments(error: BaseException, most_bytes: int) -> tuple[Any, ...]:
-    try:
-        args = (error.message,) if isinstance(error, BaseExceptionGroup) else tuple(_made_with(error))
-    except BaseException:  # noqa: BLE001 - a user's class may have made something else of what is asked here
-        return ()
-    recorded = []
-    left = most_bytes
-    for each in args[:_MOST_ARGUMENTS]:
-        argument, size = _recorded_argument(each, left)
-        recorded.append(argument)
-        left = max(0, left - size)
-    return tuple(recorded)
-
-
-def _made_with(error: BaseException) -> tuple[Any, ...]:
-    """The arguments that its class is called with: ``args`` leave out an OSError's file, a JSONDecodeError's text."""
-    reduced = error.__reduce__()
-    if isinstance(reduced, tuple) and len(reduced) > 1 and reduced[0] is type(error) and isinstance(reduced[1], tuple):
-        return reduced[1]
-    return tuple(error.args)
-
-
-def _recorded_argument(argument: object, most_bytes: int) -> tuple[Any, int]:
-    """What is kept of one argument of an exception, and how many bytes that has in JSON."""
-    if isinstance(argument, str):
-        kept = cut(storable(argument), most_bytes)
-        return kept, json_bytes(kept)
-    try:
-        body = encode_value(argument)
-        if len(body) <= most_bytes:
-            return msgspec.json.decode(body), len(body)
-    except BaseException:  # noqa: BLE001 - what has no JSON form is kept as its repr, whatever made it so
-        pass
-    kept = cut(_shortened(argument, _LONGEST_REPR), most_bytes)
-    return kept, json_bytes(kept)
-
-
-def type_name(kind: type) -> str:
-    """The dotted name of a class, as results and logs tell it; that of a built-in without its module."""
-    try:
-        module, name = kind.__module__, kind.__qualname__
-    except BaseException:  # noqa: BLE001 - a metaclass of a user's may do anything
-        module, name = "builtins", "BaseException"
-    text = name if module == "builtins" else f"{text_of(module)}.{text_of(name)}"
-    return storable(text)[:_LONGEST_TYPE_NAME]
-
-
-_MEANS_SOMETHING_ELSE = (StopIteration, StopAsyncIteration, TaskPredicate, ResultTimeout, BackendError)
-"""What would be taken for something else where ``get()`` raises it: for the end of the caller's own loop or generator,
-for what becomes of the caller's own call, or for what ``get()`` raises on its own account."""
-
-
-def rebuild_exception(record: FailureRecord) -> BaseException:
-    """The exception that ``record`` tells of: its own class if that is a built-in or imported already, else TaskError.
-
-    ``str()`` of it is the worker's text, whatever the class makes of its arguments. Nothing is imported because a
-    message says so, and only exception classes are made. What its raising would say to the caller's own program
-    (StopIteration ends a loop) is a TaskError, too.
-    """
-    kind = _known_class(record.type)
-    if kind is None or issubclass(kind, _MEANS_SOMETHING_ELSE):
-        return _task_error(record)
-    for make in (_made_anew, _without_its_constructor, _with_its_text, _of_a_class_with_its_text):
-        try:
-            error = make(kind, record)
-            if isinstance(error, kind) and text_of(error) == record.message:
-                return error
-        except BaseException:  # noqa: BLE001 - a class of the user's may want other arguments, or do anything
-            continue
-    return _task_error(record)
-
-
-def _made_anew(kind: type[Exception], record: FailureRecord) -> Exception:
-    """By its constructor, with the arguments that it was made with."""
-    if issubclass(kind, ExceptionGroup):
-        members = [each for each in map(rebuild_exception, record.exceptions) if isinstance(each, Exception)]
-        return kind(record.args[0], members)
-    if issubclass(kind, UnicodeDecodeError):
-        encoding, data, *rest = record.args
-        return kind(encoding, msgspec.convert(data, bytes), *rest)
-    return kind(*record.args)
-
-
-def _without_its_constructor(kind: type[Exception], record: FailureRecord) -> Exception:
-    """Where the constructor takes others than it passes on, as most of users' classes do."""
-    error = kind.__new__(kind, *record.args)
-    error.args = record.args
-    return error
-
-
-def _with_its_text(kind: type[Exception], record: FailureRecord) -> Exception:
-    error = kind.__new__(kind, record.message)
-    error.args = (record.message,)
-    return error
-
-
-def _of_a_class_with_its_text(kind: type[Exception], record: FailureRecord) -> Exception:
-    """Where ``__str__`` needs what only the constructor sets: a subclass, since ``except`` has to work."""
-    body = {"__str__": lambda _self: record.message, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return _with_its_text(type(kind.__name__, (kind,), body), record)
-
-
-def _known_class(dotted: str) -> type[Exception] | None:
-    """The exception class of that name in a module that is imported, maybe inside another class; None for no such."""
-    parts = dotted.split(".")
-    if len(parts) == 1:
-        parts.insert(0, builtins.__name__)
-    for length in range(len(parts) - 1, 0, -1):
-        found: object = sys.modules.get(".".join(parts[:length]))
-        if isinstance(found, ModuleType):
-            for name in parts[length:]:
-                found = vars(found).get(name) if isinstance(found, ModuleType | type) else None
-            return found if isinstance(found, type) and issubclass(found, Exception) else None
-    return None
-
-
-def _task_error(record: FailureRecord) -> TaskError:
-    return TaskError(record.message or record.type, type_name=record.type, traceback_text=record.traceback)
 
 
 # Arguments.

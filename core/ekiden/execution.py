@@ -49,8 +49,6 @@ from ekiden.codec import (
     encode_call,
     encode_outcome,
     encode_value,
-    failure_record,
-    type_name,
 )
 from ekiden.errors import (
     Ignore,
@@ -64,6 +62,7 @@ from ekiden.errors import (
     TaskRejected,
     TaskRevoked,
 )
+from ekiden.failures import failure_record, type_name
 from ekiden.loggers import safe_logger
 from ekiden.message import (
     DEAD_SUFFIX,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
 
 import msgspec
 
-from ekiden.codec import OutcomeRecord, decode_outcome, decode_value, rebuild_exception
+from ekiden.codec import OutcomeRecord, decode_outcome, decode_value
 from ekiden.errors import BackendRefused, MisuseError, ResultTimeout, TaskError
+from ekiden.failures import rebuild_exception
 from ekiden.loggers import safe_logger
 from ekiden.safe_text import is_storable
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 from ekiden.app import Ekiden
 from ekiden.body_frames import Answer, Ask, Run
 from ekiden.body_process import BodyProcess, answer_ask
-from ekiden.codec import failure_record
 from ekiden.errors import MisuseError, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from ekiden.execution import Terminated, finish, outcome_of, run, run_async
+from ekiden.failures import failure_record
 from ekiden.job import Job, Work
 from ekiden.loggers import safe_logger
 from ekiden.options import publishing

@@ -10,7 +10,7 @@
 
 What a task raised or returned, what a message or its headers say, names, ids, and what a server answered are all from
 outside. Every line of ours in a log passes through ``ekiden.loggers``, every print of the command through
-``ekiden.cli.output``, and every record of a failure through ``ekiden.codec.failure_record``; those call this module.
+``ekiden.cli.output``, and every record of a failure through ``ekiden.failures.failure_record``; those call this module.
 """
 
 from __future__ import annotations

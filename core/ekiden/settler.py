@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from ekiden.app import Ekiden
-from ekiden.codec import FailureRecord, OutcomeRecord, encode_outcome, failure_record, type_name
+from ekiden.codec import FailureRecord, OutcomeRecord, encode_outcome
 from ekiden.errors import (
     TRANSPORT_IS_GONE,
     BackendError,
@@ -29,6 +29,7 @@ from ekiden.errors import (
     TransportError,
 )
 from ekiden.execution import Context, Verdict, dead_letter, keeps_result, verdict, wanted_reply_queue
+from ekiden.failures import failure_record, type_name
 from ekiden.job import Job
 from ekiden.loggers import safe_logger
 from ekiden.message import Ending, Settled, SettleOutcome, derived_id, new_id

@@ -27,7 +27,7 @@ from msgspec import UNSET
 
 from ekiden import hooks
 from ekiden.app import Ekiden, target_of
-from ekiden.codec import decode_call, failure_record
+from ekiden.codec import decode_call
 from ekiden.control import HeardRevocations, revocations
 from ekiden.control_listener import ControlListener
 from ekiden.errors import (
@@ -43,6 +43,7 @@ from ekiden.errors import (
     WorkerLostError,
 )
 from ekiden.execution import with_last_error
+from ekiden.failures import failure_record
 from ekiden.job import Job, Work, signal_revoked
 from ekiden.locks import Flag
 from ekiden.loggers import safe_logger

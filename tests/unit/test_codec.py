@@ -21,10 +21,9 @@ from ekiden.codec import (
     encode_call,
     encode_outcome,
     encode_value,
-    failure_record,
-    rebuild_exception,
 )
 from ekiden.errors import MessageError, NewerFormat, TaskArgumentsError, TaskError
+from ekiden.failures import failure_record, rebuild_exception
 from ekiden.signature import Call, Step
 
 CALL = Call(task="shop.add", id="1", sent=1.5)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from ekiden import AsyncResult, Ekiden, Ignore, Reject, Task
-from ekiden.codec import OutcomeRecord, encode_outcome, encode_value, failure_record, type_name
+from ekiden.codec import OutcomeRecord, encode_outcome, encode_value
 from ekiden.errors import (
     BackendError,
     BackendRefused,
@@ -21,6 +21,7 @@ from ekiden.errors import (
     TaskError,
     UnknownResult,
 )
+from ekiden.failures import failure_record, type_name
 from ekiden.results import StoredResult
 from ekiden.testing.plugin import StartWorker
 from msgspec import Raw
