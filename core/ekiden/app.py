@@ -31,6 +31,7 @@ from ekiden import control, plugins
 from ekiden.codec import decode_call
 from ekiden.errors import ConfigurationError, MisuseError, NotRegistered
 from ekiden.execution import Context, Verdict, run, run_async, verdict
+from ekiden.kinds import Kind
 from ekiden.loggers import safe_logger
 from ekiden.message import DEAD_SUFFIX, Delivery, Message
 from ekiden.modules import (
@@ -283,10 +284,10 @@ class Ekiden(TaskSet):
         """Have tasks not run when a worker claims them; with ``terminate``, end those that are running."""
         control.revoke(self.opened_transport(), self.opened_backend(), task_id, terminate=terminate, now=time.time())
 
-    def return_kind(self, task_name: str | None) -> Any:
-        """The type that a task's function is annotated to return, or Any."""
+    def return_kind(self, task_name: str | None) -> Kind | None:
+        """What a task's function is annotated to return; None where that says nothing."""
         task = self.find_task(task_name) if task_name else None
-        return Any if task is None else task.return_kind()
+        return None if task is None else task.return_kind()
 
     def check_may_wait(self, allow_join: bool) -> None:
         """Raise MisuseError inside a task, unless ``allow_join``."""

@@ -15,7 +15,8 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from itertools import chain, repeat
@@ -31,7 +32,7 @@ from ekiden.errors import (
     NewerFormat,
     TaskArgumentsError,
 )
-from ekiden.kinds import Reader, check_kept, encode, encode_other, reader_of, unkept
+from ekiden.kinds import Kind, encode, encode_other, reader_of, unkept
 from ekiden.safe_text import repr_of, text_of
 from ekiden.signature import FORMAT_VERSION, Call
 from ekiden.times import Moment
@@ -228,21 +229,18 @@ def decode_outcome(body: bytes) -> OutcomeRecord:
         raise MessageError(f"a stored result cannot be read: {error}") from error
 
 
-def decode_value(raw: msgspec.Raw | bytes, kind: Any = Any) -> Any:
-    """A JSON value, as ``kind`` if one is given and it can be read."""
+def decode_value(raw: msgspec.Raw | bytes, kind: Kind | None = None) -> Any:
+    """A JSON value as its annotation says, or as JSON has it where it is not what that says."""
     value = msgspec.json.decode(raw)
-    reader = None if kind is Any else reader_of(kind)
-    return value if reader is None else reader(value)
+    if kind is not None:
+        with suppress(Exception):  # a class of the user's may raise anything while it is read
+            return kind.read(value)
+    return value
 
 
-def check_result(value: Any, body: bytes, kind: Any) -> None:
+def check_result(value: Any, body: bytes, kind: Kind) -> None:
     """Raise ValueError for a result that would reach the caller as another value than its annotation lets through."""
-    if kind is not Any:
-        try:
-            arrived = decode_value(body, kind)
-        except (TypeError, ValueError, NotImplementedError, msgspec.ValidationError):
-            return  # a function may return what its annotation does not say: that arrives as JSON has it
-        check_kept(value, arrived, kind)
+    kind.check_kept(value, decode_value(body, kind))
 
 
 # Arguments.
@@ -268,39 +266,39 @@ class Parameters:
         self._keyword_names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         self._fewest = sum(1 for p in positional if p.default is p.empty)
         self._takes_plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-        self._kinds: dict[str, Any] | None = None
-        self._readers: dict[str, Reader] = {}
+        self._annotations: dict[str, Any] | None = None
+        self._kinds: dict[str, Kind] = {}
 
     def check(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise TaskArgumentsError if a call with these does not fit; each value must fit its annotation, too."""
         if kwargs or not self._takes_plain or not self._fewest <= len(args) <= len(self._positional_names):
             self._bind(task_name, args, kwargs)
-        kinds = self._kinds
-        if kinds is None:
-            kinds = self._resolve()
-        if kinds:
-            for name, value in self._typed(args, kwargs, kinds):
-                kind = kinds[name]
+        annotations = self._annotations
+        if annotations is None:
+            annotations = self._resolve()
+        if annotations:
+            for name, value in self._typed(args, kwargs, annotations):
+                kind = annotations[name]
                 if type(value) is not kind or (kind not in ARRIVES_AS_IT_IS and not _has_json_keys(value)):
-                    self._check_value(task_name, name, value, kind)
+                    self._check_value(task_name, name, value)
 
     def convert(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """What a message brought, as the annotations say. Raises TypeError or ValueError naming the parameter."""
-        kinds = self._kinds
-        if kinds is None:
-            kinds = self._resolve()
-        if not kinds:
+        annotations = self._annotations
+        if annotations is None:
+            annotations = self._resolve()
+        if not annotations:
             return args, kwargs
         changed = list(args)
         for index, (name, value) in enumerate(zip(chain(self._positional_names, repeat("*")), args, strict=False)):
-            kind = kinds.get(name)
+            kind = annotations.get(name)
             if kind is not None and type(value) is not kind:
-                changed[index] = self._converted(name, value, self._readers[name])
+                changed[index] = self._converted(name, value, self._kinds[name])
         if kwargs:
-            own, readers = self._keyword_names, self._readers
-            found = {name: readers.get(name if name in own else "**") for name in kwargs}
+            own, kinds = self._keyword_names, self._kinds
+            found = {name: kinds.get(name if name in own else "**") for name in kwargs}
             kwargs = {
-                name: value if (reader := found[name]) is None else self._converted(name, value, reader)
+                name: value if (kind := found[name]) is None else self._converted(name, value, kind)
                 for name, value in kwargs.items()
             }
         return changed, kwargs
@@ -352,48 +350,48 @@ class Parameters:
         """The function's name and signature, as text."""
         return f"{self._name}{self.signature}"
 
-    def _typed(self, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    def _typed(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], annotations: Mapping[str, Any]
+    ) -> list[tuple[str, Any]]:
         named = list(zip(chain(self._positional_names, repeat("*")), args, strict=False))
         if kwargs:
             named += [(name if name in self._keyword_names else "**", value) for name, value in kwargs.items()]
-        return [(name, value) for name, value in named if name in kinds]
+        return [(name, value) for name, value in named if name in annotations]
 
-    def _check_value(self, task_name: str, name: str, value: Any, kind: Any) -> None:
+    def _check_value(self, task_name: str, name: str, value: Any) -> None:
+        kind = self._kinds[name]
         try:
             # What the worker will see: written as JSON and read again as the annotation says.
-            arrived = self._readers[name](msgspec.json.decode(encode_value(value)))
-            check_kept(value, arrived, kind)
+            kind.check_kept(value, kind.read(msgspec.json.decode(encode_value(value))))
         except Exception as error:  # a class of the user's may do anything while it is written and read
             raise TaskArgumentsError(
                 f"{self._name}() cannot take {_shortened(value)} for {name!r}{_called_at()}: {text_of(error)}. "
                 f"{task_name} is declared as {self.declared}."
             ) from error
 
-    def _converted(self, name: str, value: Any, reader: Reader) -> Any:
+    def _converted(self, name: str, value: Any, kind: Kind) -> Any:
         try:
-            return reader(value)
+            return kind.read(value)
         except Exception as error:  # as above
             raise TypeError(f"{self._name}() cannot take {_shortened(value)} for {name!r}: {text_of(error)}") from error
 
     def _resolve(self) -> dict[str, Any]:
         """The parameters that have an annotation, by name (``*``, ``**``), with their types."""
-        kinds = {}
+        annotations = {}
         for parameter in self.signature.parameters.values():
-            kind = self._annotation(parameter)
-            if kind is None or kind is Any:
+            annotation = self._annotation(parameter)
+            if annotation is None or annotation is Any:
                 continue
-            # What nothing here can read arrives as JSON has it: a value that is then another one is refused.
-            reader = reader_of(kind) or _as_json_has_it
             if parameter.kind is parameter.VAR_POSITIONAL:
                 name = "*"
             elif parameter.kind is parameter.VAR_KEYWORD:
                 name = "**"
             else:
                 name = parameter.name
-            kinds[name] = kind
-            self._readers[name] = reader
-        self._kinds = kinds
-        return kinds
+            annotations[name] = annotation
+            self._kinds[name] = Kind(annotation)
+        self._annotations = annotations
+        return annotations
 
     def _annotation(self, parameter: inspect.Parameter) -> Any:
         """What a parameter is annotated with; None for nothing, and for names that only a type checker has."""
@@ -404,32 +402,37 @@ class Parameters:
             return Optional[kind]  # noqa: UP045 - what is annotated may be text or a special form, which | refuses
         return kind
 
+    def return_kind(self) -> Kind | None:
+        """What the function is annotated to return; None for nothing, Any, and names that only a type checker has."""
+        annotation = self.signature.return_annotation
+        found = None if annotation is inspect.Signature.empty else resolved(annotation, self._function)
+        return None if found is None or found is Any else Kind(found)
+
     def unreadable(self) -> list[str]:
-        """A sentence for each parameter whose annotation cannot be read: its values arrive as JSON has them."""
+        """A sentence for each annotation that cannot be read: the values arrive as JSON has them."""
         found = []
-        for parameter in self.signature.parameters.values():
-            if parameter.annotation is parameter.empty:
-                continue
-            kind, written = self._annotation(parameter), f"{parameter.annotation!r}"
+        for name, written, kind in self._annotated():
             if kind is None:
-                found.append(f"{parameter.name}: the annotation {written} names what cannot be looked up at run time")
+                found.append(f"{name}: the annotation {written!r} names what cannot be looked up at run time")
             elif kind is not Any and reader_of(kind) is None:
-                found.append(f"{parameter.name}: values of {written} arrive as JSON has them")
+                found.append(f"{name}: values of {written!r} arrive as JSON has them")
         return found
 
     def check_declared(self, task_name: str) -> None:
         """Raise ConfigurationError for an annotation whose values could never arrive as they were sent."""
-        for parameter in self.signature.parameters.values():
-            kind = self._annotation(parameter)
+        for name, _, kind in self._annotated():
             reason = None if kind is None else unkept(kind)
             if reason is not None:
-                raise ConfigurationError(
-                    f"task {task_name}: the parameter {parameter.name!r} cannot be kept: {reason}."
-                )
+                raise ConfigurationError(f"task {task_name}: {name} cannot be kept: {reason}.")
 
-
-def _as_json_has_it(value: Any) -> Any:
-    return value
+    def _annotated(self) -> Iterator[tuple[str, Any, Any]]:
+        """Each annotation: of what, as written, and with its names looked up (None where they cannot be)."""
+        for parameter in self.signature.parameters.values():
+            if parameter.annotation is not parameter.empty:
+                yield f"the parameter {parameter.name!r}", parameter.annotation, self._annotation(parameter)
+        annotation = self.signature.return_annotation
+        if annotation is not inspect.Signature.empty:
+            yield "the result", annotation, resolved(annotation, self._function)
 
 
 def _has_json_keys(value: Any) -> bool:

@@ -87,7 +87,9 @@ def _tasks(app: Ekiden) -> Iterator[Finding]:
             yield Finding("warning", "queues", text, f"add it there, or run a worker with --queues {queue}")
         yield from _limits(app, name)
         for text in app.tasks[name].parameters.unreadable():
-            yield Finding("warning", "arguments", f"{name}: {text}", "annotate it with a type that JSON can be read as")
+            yield Finding(
+                "warning", "annotations", f"{name}: {text}", "annotate it with a type that JSON can be read as"
+            )
 
 
 def _limits(app: Ekiden, name: str) -> Iterator[Finding]:

@@ -210,7 +210,7 @@ def _encoded(task: Task[..., Any], value: Any, policy: Policy) -> msgspec.Raw:
         body = encode_value(value)
         if type(value) not in _NUMBERS:
             kind = task.return_kind()
-            if kind is not type(value) or kind not in ARRIVES_AS_IT_IS:
+            if kind is not None and (kind.annotation is not type(value) or kind.annotation not in ARRIVES_AS_IT_IS):
                 check_result(value, body, kind)
     except (TypeError, ValueError) as error:
         raise _UnstorableError(f"its result cannot be stored: {text_of(error)}") from error

@@ -3,7 +3,7 @@
 msgspec writes and reads what it knows. Added here: pydantic models, paths, subclasses of ``str`` and numbers, numpy's
 scalars, Django's lazy texts, ``OrderedDict``, ``defaultdict``, ``Counter``, ``deque``, enums of any values; and unions
 whose members look alike in JSON (``datetime | date``, ``UUID | str``, two dataclasses), which msgspec refuses: the
-first member that reads the value and writes the same JSON again is taken.
+first member that reads the value and writes the same JSON again is taken. ``Kind`` is all of this for one annotation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, time
 from enum import Enum
 from functools import partial
 from pathlib import PurePath
@@ -26,6 +27,38 @@ Reader = Callable[[Any], Any]
 _MAPPINGS = (OrderedDict, defaultdict, Counter)
 _BUILT_FROM_ONE = (PurePath, str, int, float)
 _COLLECTIONS = (list, tuple, set, frozenset, deque)
+
+
+class Kind:
+    """One annotation: reads JSON as it says, and tells whether a value has arrived as it was sent.
+
+    What nothing here can read arrives as JSON has it (``is_readable`` is False): a value that is then another one is
+    refused.
+    """
+
+    __slots__ = ("_may_hold_times", "_named", "annotation", "is_readable", "read")
+
+    def __init__(self, annotation: Any) -> None:
+        reader = reader_of(annotation)
+        self.annotation = annotation
+        self.is_readable = reader is not None
+        self.read: Reader = reader or _as_json_has_it
+        self._named = frozenset(_classes_in(annotation))
+        self._may_hold_times = _may_hold_times(annotation)
+
+    def check_kept(self, sent: Any, arrived: Any) -> None:
+        """Raise ValueError if a value that the annotation allows has become another one on its way through JSON.
+
+        What the annotation does not name may be converted to what it does: text for a date, a tuple for a list.
+        """
+        if not _is_kept(sent, arrived, self._named):
+            raise ValueError(f"it would arrive as {arrived!r:.80}")
+        if self._may_hold_times and (lost := _lost_of_times(sent)):
+            raise ValueError(lost)
+
+
+def _as_json_has_it(value: Any) -> Any:
+    return value
 
 
 # Writing.
@@ -246,19 +279,15 @@ def _name(kind: Any) -> str:
 # Arriving as it was.
 
 
-def check_kept(value: Any, arrived: Any, kind: Any) -> None:
-    """Raise ValueError if a value that the annotation allows has become another one on its way through JSON.
-
-    What the annotation does not name may be converted to what it does: text for a date, a tuple for a list.
-    """
-    if not _is_kept(value, arrived, set(_classes_in(kind))):
-        raise ValueError(f"it would arrive as {arrived!r:.80}")
-
-
-def _is_kept(sent: Any, arrived: Any, named: set[type]) -> bool:
+def _is_kept(sent: Any, arrived: Any, named: frozenset[type]) -> bool:
     same_class = type(sent) is type(arrived)
     if not same_class and type(sent) in named and not isinstance(sent, list | tuple | dict | int):
         return False
+    if not same_class and _is_record(sent) and not named.isdisjoint(type(sent).__mro__[:-1]):
+        return False  # of a subclass of what is named: its other fields would be lost
+    if same_class and isinstance(sent, datetime) and sent.tzinfo is not None and arrived.tzinfo is not None:
+        # In the hour that a zone has twice no datetime equals one of another zone.
+        return bool(sent.astimezone(UTC) == arrived.astimezone(UTC))
     try:
         if bool(sent == arrived):
             return True
@@ -273,10 +302,47 @@ def _is_kept(sent: Any, arrived: Any, named: set[type]) -> bool:
     if not same_class:
         # Numbers that differ are not kept: 2**53 + 1 is no float. Other classes may be converted.
         return not (isinstance(sent, int | float) and isinstance(arrived, int | float))
-    if dataclasses.is_dataclass(sent) or isinstance(sent, msgspec.Struct):
+    if _has_fields(sent):
         return all(_is_kept(getattr(sent, name), getattr(arrived, name), named) for name in _fields(type(sent)))
     compares_itself = any("__eq__" in vars(each) for each in type(sent).__mro__[:-1])
     return not compares_itself and encode(sent) == encode(arrived)
+
+
+def _has_fields(value: object) -> bool:
+    return dataclasses.is_dataclass(value) or isinstance(value, msgspec.Struct)
+
+
+def _is_record(value: object) -> bool:
+    return _has_fields(value) or isinstance(value, _model_class())
+
+
+def _may_hold_times(kind: Any) -> bool:
+    """Whether values of it may have times of day in them: only then are they searched."""
+    try:
+        text = repr(msgspec.inspect.type_info(kind))
+    except (TypeError, ValueError):
+        return True
+    return any(each in text for each in ("TimeType", "CustomType"))
+
+
+def _lost_of_times(value: Any) -> str | None:
+    """What JSON leaves out of a datetime or a time somewhere in a value; None for nothing."""
+    if isinstance(value, datetime | time):
+        if value.utcoffset() is not None:
+            return None
+        if value.tzinfo is not None:
+            return f"{value!r:.80} would arrive without its time zone"
+        return f"{value!r:.80} would arrive without its fold: give it a time zone" if value.fold else None
+    found: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        found = (*value.keys(), *value.values())
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        found = value
+    elif _has_fields(value):
+        found = (getattr(value, name) for name in _fields(type(value)))
+    elif isinstance(value, _model_class()):
+        found = vars(value).values()
+    return next((lost for each in found if (lost := _lost_of_times(each))), None)
 
 
 def _fields(kind: Any) -> Iterable[str]:

@@ -21,6 +21,7 @@ import msgspec
 from ekiden.codec import OutcomeRecord, decode_outcome, decode_value
 from ekiden.errors import BackendRefused, MisuseError, ResultTimeout, TaskError
 from ekiden.failures import rebuild_exception
+from ekiden.kinds import Kind
 from ekiden.loggers import safe_logger
 from ekiden.safe_text import is_storable
 from ekiden.states import EXCEPTION_STATES, PROPAGATE_STATES, State, is_final
@@ -272,8 +273,8 @@ class ResultSource(Protocol):
         """Have tasks not run, or end."""
         ...
 
-    def return_kind(self, task_name: str | None) -> Any:
-        """The type that a task's function is annotated to return, or Any."""
+    def return_kind(self, task_name: str | None) -> Kind | None:
+        """What a task's function is annotated to return; None where that says nothing."""
         ...
 
     def check_may_wait(self, allow_join: bool) -> None:
@@ -561,11 +562,10 @@ class AsyncResult(Generic[R_co]):
         record = decode_outcome(stored.body)
         if record.failure is not None and stored.state in EXCEPTION_STATES:
             return rebuild_exception(record.failure)
-        kind = self._source.return_kind(record.task) if stored.state == State.SUCCESS else Any
-        try:
-            return decode_value(record.value, kind)
-        except (TypeError, ValueError):
-            return decode_value(record.value)  # a function may return what its annotation does not say
+        # A function may return what its annotation does not say.
+        return decode_value(
+            record.value, self._source.return_kind(record.task) if stored.state == State.SUCCESS else None
+        )
 
     def _returned(self, stored: StoredResult, propagate: bool) -> Any:
         value = self._value_of(stored)

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ekiden import hooks
-from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value, resolved
+from ekiden.codec import OutcomeRecord, Parameters, encode_call, encode_outcome, encode_value
 from ekiden.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -34,7 +34,7 @@ from ekiden.errors import (
     Retry,
     TaskArgumentsError,
 )
-from ekiden.kinds import reader_of
+from ekiden.kinds import Kind
 from ekiden.message import HeaderValue, Message, Published, new_id
 from ekiden.options import (
     NOTHING_SAID,
@@ -170,7 +170,7 @@ class Task(Generic[P, R]):
         self.is_async = inspect.iscoroutinefunction(function)
         self.has_hooks = any(getattr(type(self), each) is not getattr(Task, each) for each in _HANDLERS)
         self._find_app = find_app
-        self._return_kind: Any = UNSET
+        self._return_kind: Kind | UnsetType | None = UNSET
         self.__name__ = getattr(function, "__name__", name)
         self.__qualname__ = getattr(function, "__qualname__", name)
         self.__module__ = getattr(function, "__module__", __name__)
@@ -399,12 +399,10 @@ class Task(Generic[P, R]):
         """The result of a call of this task by its id."""
         return AsyncResult(task_id, self.app)
 
-    def return_kind(self) -> Any:
-        """What the function is annotated to return, or Any."""
+    def return_kind(self) -> Kind | None:
+        """What the function is annotated to return; None where that says nothing."""
         if self._return_kind is UNSET:
-            annotation = self.parameters.signature.return_annotation
-            kind = None if annotation is inspect.Signature.empty else resolved(annotation, self._declared_function)
-            self._return_kind = Any if kind is None or reader_of(kind) is None else kind
+            self._return_kind = self.parameters.return_kind()
         return self._return_kind
 
     # Its options.

@@ -103,13 +103,15 @@ class Opaque:
 
 def test_an_annotation_that_cannot_be_read_is_named(app: Ekiden) -> None:
     @app.task(name="take")
-    def take(it: Opaque, hidden: NoSuchType) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+    def take(it: Opaque, hidden: NoSuchType) -> NoSuchType: ...  # type: ignore[name-defined]  # noqa: F821
 
     found = troubles(app)
 
-    assert [each.partition(":")[0] for each in found] == ["warning arguments", "warning arguments"]
-    assert "take: it: values of" in found[0]
-    assert "take: hidden: the annotation 'NoSuchType' names what cannot be looked up at run time" in found[1]
+    assert {each.partition(":")[0] for each in found} == {"warning annotations"}
+    assert "take: the parameter 'it': values of" in found[0]
+    hidden, result = found[1:]
+    assert "take: the parameter 'hidden': the annotation 'NoSuchType' names what cannot be looked up at run" in hidden
+    assert "take: the result: the annotation 'NoSuchType' names what cannot be looked up at run time" in result
 
 
 def test_limits_that_a_stop_or_each_other_defeat_are_named(app: Ekiden) -> None:

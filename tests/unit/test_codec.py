@@ -24,6 +24,7 @@ from ekiden.codec import (
 )
 from ekiden.errors import MessageError, NewerFormat, TaskArgumentsError, TaskError
 from ekiden.failures import failure_record, rebuild_exception
+from ekiden.kinds import Kind
 from ekiden.signature import Call, Step
 
 CALL = Call(task="shop.add", id="1", sent=1.5)
@@ -199,7 +200,7 @@ TYPED: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "value"), TYPED, ids=[f"{kind}-{value!r}"[:60] for kind, value in TYPED])
 def test_a_value_comes_back_as_its_annotation_says(kind: Any, value: Any) -> None:
-    back = decode_value(encode_value(value), kind)
+    back = decode_value(encode_value(value), Kind(kind))
 
     assert back == value
     assert type(back) is type(value)

@@ -6,11 +6,11 @@ import datetime as dt
 import enum
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -100,6 +100,48 @@ class ToldSecret(pydantic.BaseModel):
         return value.get_secret_value()
 
 
+@dataclass
+class Halved:
+    number: int
+    unseen: InitVar[int] = 3
+
+
+@dataclass
+class Once:
+    """It cannot be made of what it holds."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name.startswith("made of "):
+            raise LookupError(self.name)
+        self.name = f"made of {self.name}"
+
+
+@dataclass
+class Point3(Point):
+    z: float = 0.0
+
+
+class Shape:
+    """What tasks are annotated with, and nothing can read."""
+
+
+@dataclass
+class Square(Shape):
+    side: int
+
+
+class HasSide(Protocol):
+    side: int
+
+
+class BiggerModel(Model):
+    more: int = 5
+
+
+TWICE = dt.datetime(2030, 10, 27, 2, 30, fold=1)  # noqa: DTZ001
+"""Of a clock time that is there twice, the second one, in no zone."""
 NOW = dt.datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC)
 ID = uuid.UUID("0190d0c3-f6ab-4b1f-8d6c-0123456789ab")
 
@@ -145,6 +187,10 @@ KEPT: list[tuple[Any, Any]] = [
     (bytes, b"\xff\x00"),
     (dt.timedelta, dt.timedelta(seconds=1.5)),
     (dt.datetime, dt.datetime(2030, 6, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))),
+    (dt.datetime, dt.datetime(2030, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Amsterdam"))),
+    (dt.datetime, dt.datetime(2030, 10, 27, 2, 30, fold=0, tzinfo=ZoneInfo("Europe/Amsterdam"))),
+    (dt.datetime, dt.datetime(2030, 6, 1)),  # noqa: DTZ001
+    (dt.time, dt.time(2, 30)),
     (Any, [1, {"a": None}]),
 ]
 
@@ -162,7 +208,28 @@ REFUSED: list[tuple[Any, Any]] = [
     (dt.datetime, dt.datetime(1930, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))),
     (list[dt.datetime], [dt.datetime(1930, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))]),
     (dt.date, NOW),
+    (dt.datetime, TWICE),
+    (dt.datetime | dt.date, TWICE),
+    (list[dt.datetime | None], [TWICE]),
+    (dict[str, dt.datetime], {"a": TWICE}),
+    (set[dt.datetime], {TWICE}),
+    (Record, Record(TWICE)),
+    (Model, Model(at=TWICE, theSize=3)),
+    (dt.time, dt.time(2, 30, fold=1)),
+    (dt.time, dt.time(2, 30, tzinfo=ZoneInfo("Europe/Amsterdam"))),
+    (Point, Point3(1.0, 2.0, 3.0)),
+    (list[Point], [Point3(1.0, 2.0, 3.0)]),
+    (Shape, Square(1)),
+    (Model, BiggerModel(at=NOW, theSize=3)),
     (Point, "text"),
+]
+
+NOT_READ_AGAIN: list[tuple[Any, Any]] = [
+    (Halved, Halved(1)),
+    (list[Halved], [Halved(1)]),
+    (Once, Once("x")),
+    (list[Once] | None, [Once("x")]),
+    (pydantic.BaseModel, Model(at=NOW, theSize=3)),
 ]
 
 CONVERTED: list[tuple[Any, Any, Any]] = [
@@ -174,6 +241,8 @@ CONVERTED: list[tuple[Any, Any, Any]] = [
     (float, 5, 5.0),
     (str, Slug("own"), "own"),
     (Point, {"x": 1.0}, Point(1.0)),
+    (HasSide, Square(1), {"side": 1}),
+    (Sequence[int], (1, 2), [1, 2]),
     (Model, {"at": NOW.isoformat(), "theSize": 3}, Model(at=NOW, theSize=3)),
     (dict[int, str], {"1": "a"}, {1: "a"}),
     (Counter[str], {"a": 2}, Counter("aa")),
@@ -209,7 +278,9 @@ def test_what_an_annotation_allows_arrives_as_it_was(app: Ekiden, kind: Any, val
     (arrived,) = echo.run.arrived
     for each in (arrived, returned):
         assert type(each) is type(value)
-        if not isinstance(value, Odd | list):
+        if isinstance(value, dt.datetime) and value.tzinfo is not None:
+            assert each.astimezone(dt.UTC) == value.astimezone(dt.UTC)
+        elif not isinstance(value, Odd | list):
             assert each == value
     assert echo.signature((value,)).args == (value,)
 
@@ -224,7 +295,11 @@ def test_what_would_become_another_value_is_refused_at_the_call(app: Ekiden, kin
     assert app.transport.depth("default").ready == 0
 
 
-@pytest.mark.parametrize(("kind", "value"), [each for each in REFUSED if each[1] != "text" and each[0] is not dt.date])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [*(each for each in REFUSED if each[1] != "text" and each[0] is not dt.date), *NOT_READ_AGAIN],
+    ids=lambda each: repr(each)[:40],
+)
 def test_a_result_that_would_become_another_value_fails_its_task(app: Ekiden, kind: Any, value: Any) -> None:
     @app.task(name="make")
     def make() -> Any:
@@ -259,7 +334,9 @@ def test_a_model_that_could_never_arrive_as_it_was_is_refused_where_the_task_is(
     app: Ekiden, kind: Any, said: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=rf"the parameter 'value' cannot be kept: {said}"):
-        echo_of(app, kind)
+        echo_of(app, kind, result=Any)
+    with pytest.raises(ConfigurationError, match=rf"the result cannot be kept: {said}"):
+        echo_of(app, Any, result=kind)
 
 
 def test_a_name_for_the_type_checker_alone_switches_off_no_other_parameter(app: Ekiden) -> None:
@@ -270,8 +347,8 @@ def test_a_name_for_the_type_checker_alone_switches_off_no_other_parameter(app: 
     assert mixed.apply(({"a": 1}, dt.date(2030, 1, 2), Path("/x")), {"id": ID}).get() == ["dict", "date", "UUID", "/x"]
     with pytest.raises(TaskArgumentsError, match="'day'"):
         mixed.delay({}, "soon")
-    (told,) = mixed.parameters.unreadable()
-    assert told == "hidden: the annotation 'OnlyForTheTypeChecker' names what cannot be looked up at run time"
+    names_what = "the annotation 'OnlyForTheTypeChecker' names what cannot be looked up at run time"
+    assert mixed.parameters.unreadable() == [f"the parameter 'hidden': {names_what}", f"the result: {names_what}"]
 
 
 def test_a_defaultdict_still_has_its_default(app: Ekiden) -> None:
