@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ekiden.errors import ConfigurationError
 from ekiden.loggers import safe_logger
@@ -21,6 +21,20 @@ logger = safe_logger(__name__)
 Returned = TypeVar("Returned")
 
 _OWN_DIRECTORY = str(Path(__file__).parent)
+
+
+class ModuleNamedAsAFunction(ModuleType):
+    """A module of ours that has the name of a function of Celery's: who calls it is told what to do instead.
+
+    ``from ekiden import task`` gives the module once somebody has imported that. A module takes this class by
+    assigning it to its ``__class__``.
+    """
+
+    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        from ekiden.celery_names import missing_name  # only for a name that is not here
+
+        package, _, name = self.__name__.partition(".")
+        raise missing_name(package, name)
 
 
 def import_module(name: str, wanted_by: str) -> ModuleType:

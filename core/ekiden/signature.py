@@ -22,6 +22,7 @@ from msgspec import Meta
 from ekiden.bounds import MOST
 from ekiden.errors import MisuseError, TaskArgumentsError
 from ekiden.message import LONGEST_TASK_ID, LONGEST_TASK_NAME, HeaderValue, derived_id
+from ekiden.modules import ModuleNamedAsAFunction
 from ekiden.options import Priority, call_options, check_call_options, check_task_name
 from ekiden.safe_text import repr_of
 from ekiden.times import LONGEST_SECONDS, Moment, Offset, PositiveSeconds, check_moment, check_seconds
@@ -299,3 +300,6 @@ def seconds_until(moment: float | datetime | None, now: float) -> float | None:
             f"{moment!r} does not say its time zone; write datetime.now(UTC) + timedelta(...) or use countdown=seconds."
         )
     return moment.timestamp() - now
+
+
+sys.modules[__name__].__class__ = ModuleNamedAsAFunction

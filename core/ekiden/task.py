@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -36,6 +37,7 @@ from ekiden.errors import (
 )
 from ekiden.kinds import Kind
 from ekiden.message import HeaderValue, Message, Published, new_id
+from ekiden.modules import ModuleNamedAsAFunction
 from ekiden.options import (
     NOTHING_SAID,
     CallOptions,
@@ -755,3 +757,6 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def _place_of(function: Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "?" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+sys.modules[__name__].__class__ = ModuleNamedAsAFunction
