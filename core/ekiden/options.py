@@ -166,14 +166,21 @@ def annotated(annotations: Annotations, task_name: str, options: TaskOptions) ->
 
 def options_of_class(kind: type, below: type) -> dict[str, object]:
     """What ``kind`` and the classes between it and ``below`` say of their tasks: attributes named like options."""
-    names = {*TaskOptions.__struct_fields__, "acks_late"}
     said: dict[str, object] = {}
     for each in reversed(kind.__mro__):
         if each is not below and issubclass(each, below):
-            said |= {
-                name: value for name, value in vars(each).items() if name in names and not hasattr(value, "__get__")
-            }
+            said |= _named_like_options(each)
     return said
+
+
+def options_of_object(task: object, below: type) -> dict[str, object]:
+    """The same of an object, whose own attributes go over those of its class."""
+    return {**options_of_class(type(task), below), **_named_like_options(task)}
+
+
+def _named_like_options(holder: object) -> dict[str, object]:
+    names = {*TaskOptions.__struct_fields__, "acks_late"}
+    return {name: value for name, value in vars(holder).items() if name in names and not hasattr(value, "__get__")}
 
 
 _EXCEPTION_OPTIONS = {"autoretry_for", "dont_autoretry_for", "throws"}

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 
 from ekiden.errors import ConfigurationError, MisuseError
 from ekiden.modules import real_module_name
-from ekiden.options import check_task_name, declared_options, options_of_class
+from ekiden.options import check_task_name, declared_options, options_of_class, options_of_object
 from ekiden.task import AsyncTask, Task, TaskApp
 
 P = ParamSpec("P")
@@ -92,16 +92,16 @@ class TaskSet:
     def register_task(self, task: Task[..., Any] | type[Task[..., Any]], **options: Any) -> Task[..., Any]:
         """Declare a class with a ``run`` method, or an object of it, to be a task; returns the object.
 
-        Its attributes that are named like options are its options, ``name`` its name. Raises ConfigurationError as
-        ``task`` does.
+        Its attributes that are named like options are its options, ``name`` its name; the object's own go over those
+        of its class, so that objects of one class can be several tasks. Raises ConfigurationError as ``task`` does.
         """
         made = task() if isinstance(task, type) else task
         kind = type(made)
         run = vars(kind).get("run") or getattr(kind, "run", None)
         if run is None:
             raise ConfigurationError(f"{kind.__qualname__} has no run method for a worker to call.")
-        name = options.pop("name", None) or getattr(kind, "name", None) or f"{_module_name(run)}.{kind.__qualname__}"
-        declared = declared_options(name, {**options_of_class(kind, Task), **options})
+        name = options.pop("name", None) or getattr(made, "name", None) or f"{_module_name(run)}.{kind.__qualname__}"
+        declared = declared_options(name, {**options_of_object(made, Task), **options})
         Task.__init__(made, MethodType(run, made), name=name, options=declared, bind=False, find_app=self._find_app)
         _check_where_it_runs(made)
         made.parameters.check_declared(name)

@@ -115,6 +115,25 @@ def test_a_class_with_a_run_method_is_registered(app: Celery, given: Any) -> Non
     assert adder(1, 1) == 2
 
 
+def test_objects_of_one_class_are_tasks_of_their_own(app: Celery) -> None:
+    class Mail(Task[..., Any]):
+        queue = "default"
+
+        def __init__(self, name: str, queue: str) -> None:
+            self.name, self.queue = name, queue
+
+        def run(self) -> str:
+            return f"{self.name} {self.request.queue}"
+
+    first, second = (app.register_task(Mail(name, f"of-{name}")) for name in ("one", "two"))
+    third = app.register_task(Mail("", "of-three"), name="three")
+
+    assert list(app.tasks) == ["one", "two", "three"]
+    assert [each.apply().get() for each in (first, second, third)] == ["one of-one", "two of-two", "three of-three"]
+    with pytest.raises(ImproperlyConfigured, match="two tasks are called 'one'"):
+        app.register_task(Mail("one", "default"))
+
+
 def test_a_class_without_run_is_refused(app: Celery) -> None:
     class Empty(Task[..., Any]):
         pass
