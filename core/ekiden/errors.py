@@ -177,7 +177,11 @@ class Ignore(TaskPredicate):
 
 
 class Reject(TaskPredicate):
-    """Give the message back (``requeue=True``), or send it to the dead letters with ``reason``."""
+    """Give the message back (``requeue=True``), or send it to the dead letters with ``reason``.
+
+    What was given back is handed out again after a second, and ``delivery_info["redelivered"]`` is true then. It is
+    bounded by ``max_deliveries``: after the last hand-out it goes to the dead letters.
+    """
 
     def __init__(self, reason: object = None, requeue: bool = False) -> None:
         super().__init__(reason, requeue)

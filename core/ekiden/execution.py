@@ -11,7 +11,7 @@ The table, one row per outcome (``verdict`` is this table as code, and the tests
     Failed               FAILURE     what follows on error; a copy to .dead       settled
     Ignored              -           -                                            settled
     Rejected             FAILURE     what follows on error; a copy to .dead       settled
-    Rejected, requeue    -           -                                            released
+    Rejected, requeue    -           -                                            released, its attempt counts
     Expired              EXPIRED     what follows on error                        settled
     Revoked              REVOKED     what follows on error                        settled
     Unprocessable        FAILURE     what follows on error; a copy to .dead       settled
@@ -241,8 +241,7 @@ def _outcome_of(error: BaseException, policy: Policy, request: Request, now: flo
         case Ignore():
             return Ignored()
         case Reject():
-            reason = "" if error.reason is None else text_of(error.reason)
-            return Rejected(cut(reason, policy.result_max_bytes // 4), bool(error.requeue))
+            return _rejected(error, policy, request)
         case Terminated():
             return Revoked(terminated=True)
         case _MisfitError():
@@ -253,6 +252,16 @@ def _outcome_of(error: BaseException, policy: Policy, request: Request, now: flo
     if is_retried(policy, error) and tries_left(policy.max_retries, request.call.retries):
         return Retried(due=now + retry_delay(policy, request.call.retries, random.random()), failure=failure)
     return Failed(failure)
+
+
+def _rejected(error: Reject, policy: Policy, request: Request) -> Rejected:
+    """What a body gives back counts as handed out, so that one which always does so ends in the dead letters."""
+    reason = cut("" if error.reason is None else text_of(error.reason), policy.result_max_bytes // 4)
+    if not error.requeue or request.attempt < policy.max_deliveries:
+        return Rejected(reason, bool(error.requeue))
+    often = policy.max_deliveries
+    why = f"it was handed out {often} times, and max_deliveries allows no more; self.retry() lets a call wait"
+    return Rejected(f"{reason}; {why}" if reason else why, requeue=False)
 
 
 def _failure_of(error: BaseException, policy: Policy) -> FailureRecord:
@@ -461,7 +470,7 @@ def verdict(
         case Unprocessable(failure=failure):
             return _failed(case, State.FAILURE, Failed(failure), keep=True)
         case Rejected(requeue=True):
-            return Verdict(release=REQUEUE_DELAY)
+            return Verdict(release=REQUEUE_DELAY, keep_attempt=True)
         case Rejected(reason=reason):
             return _failed(
                 case, State.FAILURE, _failure(TaskRejected(f"rejected: {reason}" if reason else "rejected")), keep=True

@@ -58,7 +58,7 @@ class Ignored(msgspec.Struct, frozen=True, tag=True):
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):
-    """The body raised ``Reject``."""
+    """The body raised ``Reject``. ``requeue``: to be handed out again; the attempt counts."""
 
     reason: str
     requeue: bool

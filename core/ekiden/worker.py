@@ -699,7 +699,9 @@ class _Receiver:
                 job.outcome = self._of_unknown_task(call, now)
             elif job.delivery.attempt > work.policy.max_deliveries:
                 often = work.policy.max_deliveries
-                text = f"handed out {often} times, and each time the worker that had it died before it ended"
+                text = (
+                    f"handed out {often} times, and each time its worker died before it ended, or it gave itself back"
+                )
                 job.outcome = Unprocessable(failure_record(WorkerLostError(with_last_error(text, call)), None))
 
     def _limit_rates(self, jobs: list[Job], now: float) -> None:

@@ -471,19 +471,37 @@ def test_a_body_can_reject_its_call(app: Ekiden, ekiden_worker: StartWorker) -> 
 
 @in_memory
 def test_a_body_can_give_its_call_back(app: Ekiden, ekiden_worker: StartWorker) -> None:
-    attempts = []
+    redelivered = []
 
     @app.task
     def shy() -> str:
-        attempts.append(shy.request.attempt)
-        if len(attempts) == 1:
+        redelivered.append(shy.request.delivery_info["redelivered"])
+        if not redelivered[-1]:
             raise Reject(requeue=True)
         return "now"
 
     ekiden_worker()
 
     assert shy.delay().get(PATIENCE) == "now"
-    assert attempts == [1, 1]
+    assert redelivered == [False, True]
+
+
+@in_memory
+@pytest.mark.parametrize("often", [1, 2])
+def test_a_body_that_always_gives_its_call_back_is_dead_in_the_end(
+    app: Ekiden, ekiden_worker: StartWorker, notes: Notes, often: int
+) -> None:
+    @app.task(max_deliveries=often)
+    def shy() -> None:
+        notes.take("ran")
+        raise Reject("not now", requeue=True)
+
+    ekiden_worker()
+
+    with pytest.raises(TaskRejected, match=rf"not now; it was handed out {often} times, .* self.retry\(\)"):
+        shy.delay().get(PATIENCE)
+    assert the_dead_letter(app).headers["ekiden-dead-attempts"] == often
+    assert notes.taken == ["ran"] * often
 
 
 @in_memory
