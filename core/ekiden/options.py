@@ -269,6 +269,8 @@ def call_options(task_name: str, given: Mapping[str, Any]) -> CallOptions:
 
     Raises ConfigurationError naming the unknown one.
     """
+    if not given:
+        return NOTHING_SAID
     accepted = set()
     for name, value in given.items():
         if name not in CallOptions.__struct_fields__:

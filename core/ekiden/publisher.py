@@ -300,6 +300,8 @@ def _own_error(error: TransportError) -> TransportError:
 
 def refusal(messages: Sequence[Message], answers: Sequence[Published]) -> TransportError | None:
     """The first error among ``answers``, as one that may be raised; None when every message is with the broker."""
+    if answers.count(STORED) == len(answers) == len(messages):
+        return None
     for message, answer in zip(messages, answers, strict=True):
         if answer.outcome is PublishOutcome.FAILED:
             if isinstance(answer.error, TransportError):

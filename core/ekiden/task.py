@@ -273,7 +273,8 @@ class Task(Generic[P, R]):
             retry_policy=retry_policy,
             publish_timeout=publish_timeout,
         )
-        declared = self.declared(app.conf) if app.conf.task_annotations else self.options
+        conf = app.conf
+        declared = self.declared(conf) if conf.task_annotations else self.options
         return send(app, self._message(app, args, kwargs, options), options, declared)
 
     async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
@@ -369,10 +370,11 @@ class Task(Generic[P, R]):
         """The message of one call, its arguments checked."""
         if type(args) is not tuple or type(kwargs) is not dict or kwargs:
             args, kwargs = call_arguments(self.name, args, kwargs)
-        declared = self.declared(app.conf) if app.conf.task_annotations else self.options
-        if app.conf.task_typing if declared.typing is UNSET else declared.typing:
-            self.parameters.check(self.name, args, kwargs)
-        return compose(app.conf, self.name, declared, args=args, kwargs=kwargs, options=options)
+        conf, name = app.conf, self.name
+        declared = self.declared(conf) if conf.task_annotations else self.options
+        if conf.task_typing if declared.typing is UNSET else declared.typing:
+            self.parameters.check(name, args, kwargs)
+        return compose(conf, name, declared, args=args, kwargs=kwargs, options=options)
 
     # Signing.
 
@@ -607,7 +609,7 @@ def compose(
     options: CallOptions,
 ) -> Message:
     """The message of one call: options merged, ids given, arguments encoded. Raises what is wrong with any of them."""
-    if options != NOTHING_SAID:
+    if options is not NOTHING_SAID and options != NOTHING_SAID:
         check_call_options(task_name, options)
         if options.time_limit is not None or options.soft_time_limit is not None:
             check_limits_of_call(conf, task_name, declared, options)
@@ -652,14 +654,15 @@ def compose(
 def send(app: TaskApp, message: Message, options: CallOptions, declared: TaskOptions | None = None) -> AsyncResult[Any]:
     """Publish one call's message and return its result to come. Raises as ``delay`` does."""
     messages: Sequence[Message] = (message,)
-    how = options.publishing(app.conf)
+    conf = app.conf
+    how = options.publishing(conf)
     deadline = time.monotonic() + how.timeout
     if app.wants_replies is not False and not app.stores_results():
         messages = _addressed(app, messages, declared, how, deadline)
     if options.task_id is not None or hooks.before_task_publish.receivers:
         _make_ready(app, messages, options.chosen_ids(), deadline)
     _check_and_note(messages, app.publisher.publish(messages, how, deadline))
-    return AsyncResult(message.id, app, ignored=is_ignored(app.conf, declared, options))
+    return AsyncResult(message.id, app, ignored=is_ignored(conf, declared, options))
 
 
 def is_ignored(conf: Settings, declared: TaskOptions | None, options: CallOptions) -> bool:
