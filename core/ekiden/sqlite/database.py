@@ -129,7 +129,7 @@ class Database:
         self._refused = refused
         self._too_large = too_large
         self.reopened = 0
-        self._look_at_wal = 0.0
+        self._look_at_wal = self._checkpoint_at = 0.0
         self._pages = self._changes = 0
         self._backoff = 1
         self._inherited = False
@@ -241,9 +241,10 @@ class Database:
         self, writer: sqlite3.Connection, act: Callable[[sqlite3.Connection], Found], deadline: float | None
     ) -> Found:
         try:
-            with writer:  # it commits or rolls back by itself
+            with writer:  # it commits or rolls back by itself, whatever interrupts these lines
                 self._patiently(writer, "BEGIN IMMEDIATE", deadline)
                 found = act(writer)
+                writer.execute("COMMIT")  # the connection's own would be compiled anew each time
         except sqlite3.Error as error:
             if _code_of(error) == sqlite3.SQLITE_FULL:
                 self._checkpoint(writer, "RESTART")  # so that deleting finds room in the WAL
@@ -296,7 +297,8 @@ class Database:
         self._pages += PAGES_OF_A_COMMIT + (changes - self._changes) // ROWS_OF_A_PAGE
         self._changes = changes
         if self._pages >= WAL_PAGES * self._backoff:
-            self._checkpoint(writer, "RESTART")
+            if time.monotonic() >= self._checkpoint_at:
+                self._checkpoint(writer, "RESTART")
         elif time.monotonic() >= self._look_at_wal:
             self._look_at_wal = time.monotonic() + WAL_LOOK_SECONDS
             if self._wal()[0] >= WAL_LIMIT_BYTES * self._backoff:
@@ -318,6 +320,8 @@ class Database:
                     self._pages = 0
                     self._empty_wal(writer, mode)
                     self._host_lock.note_use()
+                else:  # not at every commit: to ask takes some ten system calls
+                    self._checkpoint_at = time.monotonic() + CHECKPOINT_EVERY_SECONDS - last
             finally:
                 self._host_lock.release()
 
