@@ -57,7 +57,7 @@ def encode_value(value: Any) -> bytes:
         body = encode(value)
         if b"null" in body:
             _refuse_not_finite(value)
-        if _KEY_NOT_OF_TEXT.search(body):
+        if b"{" in body and _KEY_NOT_OF_TEXT.search(body):
             _refuse_lost_keys(value)
     except OverflowError as error:
         raise ValueError(str(error)) from error
@@ -279,7 +279,7 @@ class Parameters:
 
     def check(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise TaskArgumentsError if a call with these does not fit; each value must fit its annotation, too."""
-        if not kwargs and tuple(map(type, args)) in self._fitting:
+        if self.fit_as_they_are(args, kwargs):
             return
         if kwargs or not self._takes_plain or not self._fewest <= len(args) <= len(self._positional_names):
             self._bind(task_name, args, kwargs)
@@ -291,6 +291,13 @@ class Parameters:
                 kind = annotations[name]
                 if type(value) is not kind or (kind not in ARRIVES_AS_IT_IS and not _has_json_keys(value)):
                     self._check_value(task_name, name, value)
+
+    def fit_as_they_are(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether these are plainly what the annotations say: nothing about them needs a check or a conversion.
+
+        The ordinary case, known by one look. False is no refusal, but for ``check`` or ``misfit`` to decide.
+        """
+        return not kwargs and tuple(map(type, args)) in self._fitting
 
     def convert(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """What a message brought, as the annotations say. Raises TypeError or ValueError naming the parameter."""

@@ -177,14 +177,18 @@ def begin(task: Task[..., Any], policy: Policy, request: Request) -> tuple[Any, 
     """
     call = request.call
     args, kwargs = call.args, call.kwargs
-    misfit = task.parameters.misfit(args, kwargs)
-    if misfit is not None:
-        raise _MisfitError(f"{task.name}: {misfit}; it is declared as {task.parameters.declared}")
-    if policy.typing:
-        try:
-            args, kwargs = task.parameters.convert(args, kwargs)
-        except (TypeError, ValueError) as error:
-            raise _MisfitError(f"{task.name}: {error}; it is declared as {task.parameters.declared}") from error
+    parameters = task.parameters
+    if parameters.fit_as_they_are(args, kwargs):
+        args = list(args)  # who is called below may change them, and the call is to stay as it is
+    else:
+        misfit = parameters.misfit(args, kwargs)
+        if misfit is not None:
+            raise _MisfitError(f"{task.name}: {misfit}; it is declared as {parameters.declared}")
+        if policy.typing:
+            try:
+                args, kwargs = parameters.convert(args, kwargs)
+            except (TypeError, ValueError) as error:
+                raise _MisfitError(f"{task.name}: {error}; it is declared as {parameters.declared}") from error
     if task.has_hooks:
         task.before_start(call.id, args, kwargs)
     if hooks.task_prerun.receivers:
@@ -305,7 +309,9 @@ def finish(
 ) -> Outcome:
     """What comes after the body: the task's own handlers and the signals. ``value``: what it returned or raised."""
     request = execution.request
-    if isinstance(outcome, Succeeded | Failed | Retried):
+    if type(outcome) is Succeeded:
+        outcome = Succeeded(outcome.value, tuple(execution.children), runtime)
+    elif isinstance(outcome, Failed | Retried):
         outcome = msgspec.structs.replace(outcome, children=tuple(execution.children), runtime=runtime)
     if task.has_hooks:
         outcome = _call_handlers(task, policy, request, outcome, value=value)
@@ -581,23 +587,25 @@ def _ended(
     children = outcome.children
     if follow_ups:
         children = (*children, *(each.id for each in follow_ups))[:MOST_CHILDREN]
+    succeeded = outcome if isinstance(outcome, Succeeded) else None
+    retried = None if succeeded is not None or not isinstance(outcome, Retried) else outcome
     record = OutcomeRecord(
-        value=outcome.value if isinstance(outcome, Succeeded) else NULL,
+        value=NULL if succeeded is None else succeeded.value,
         failure=None if isinstance(outcome, Succeeded) else outcome.failure,
         task=call.task,
-        args=outcome.args if isinstance(outcome, Retried) else None,
-        kwargs=outcome.kwargs if isinstance(outcome, Retried) else None,
+        args=None if retried is None else retried.args,
+        kwargs=None if retried is None else retried.kwargs,
         worker=context.worker,
         retries=call.retries,
         queue=message.queue,
-        due=outcome.due if isinstance(outcome, Retried) else None,
+        due=None if retried is None else retried.due,
         done=context.now,
         runtime=outcome.runtime,
         parent=call.parent,
         root=call.root,
         children=children,
     )
-    result = StoredResult(call.id, state.value, call.retries, encode_outcome(record), context.result_expires)
+    result = StoredResult(call.id, str(state), call.retries, encode_outcome(record), context.result_expires)
     if reply_to is None:
         return Verdict(result, publish)
     return Verdict(result if stores else None, publish, reply=result, reply_to=reply_to)

@@ -255,7 +255,7 @@ class MemoryConsumer(Consumer):
             queue.move_due(wall_clock)
             if queue.has_ready():
                 for line in queue.most_urgent_first:
-                    while line and len(received) < room:
+                    for _ in range(min(len(line), room - len(received))):
                         received.append(self._hand_out(line[0], lease_end))
                         line.popleft()
                 if not self._strict and len(self.queues) > 1:
