@@ -414,10 +414,15 @@ class Parameters:
     def _exact_types(self, kinds: Mapping[str, Any]) -> Iterator[tuple[type, ...]]:
         """For each number of positional arguments the types that arrive as they are, where every parameter has one."""
         if self._takes_plain:
-            types = tuple(kinds.get(name) for name in self._positional_names)
-            for count in range(self._fewest, len(types) + 1):
-                if all(isinstance(kind, type) and kind in ARRIVES_AS_IT_IS for kind in types[:count]):
-                    yield types[:count]
+            types: list[type] = []
+            for name in self._positional_names:
+                if len(types) >= self._fewest:
+                    yield tuple(types)
+                kind = kinds.get(name)
+                if not isinstance(kind, type) or kind not in ARRIVES_AS_IT_IS:
+                    return
+                types.append(kind)
+            yield tuple(types)
 
     def _annotation(self, parameter: inspect.Parameter) -> Any:
         """What a parameter is annotated with; None for nothing, and for names that only a type checker has."""
