@@ -150,14 +150,19 @@ def in_words(message: Message) -> str:
     return f"message {named} for queue {message.queue!r}"
 
 
+def always_carried(frame_max: int) -> int:
+    """How many bytes of properties a frame of ``frame_max`` carries whatever they are, and those of a dead letter."""
+    return (frame_max - OVERHEAD_BYTES) // 2
+
+
 def too_large(message: Message, properties: bytes, frame_max: int, *, is_copy: bool = False) -> str | None:
     """Why a frame of ``frame_max`` bytes cannot carry the ``properties`` of ``message``, or those of its dead letter.
 
     In words that follow "message ...: "; None when they can. ``is_copy``: nothing is added to it any more.
     """
-    room = frame_max - OVERHEAD_BYTES
-    if len(properties) <= room // 2:
+    if len(properties) <= always_carried(frame_max):
         return None
+    room = frame_max - OVERHEAD_BYTES
     most = min(LARGEST_HEADERS_BYTES, room - room // 8)
     own = {name: value for name, value in message.headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
     size = _size(own)

@@ -189,7 +189,7 @@ class Batch:
     @property
     def is_answered(self) -> bool:
         """Whether it is known of each what became of it."""
-        return all(parcel.is_answered for parcel in self.all())
+        return not self._left or all(parcel.is_answered for parcel in self.all())
 
     def unanswered(self) -> list[Parcel]:
         """Those that are to be published, and wait for an answer."""
@@ -262,7 +262,8 @@ class _ConfirmingChannel:
         """Write ``parcels``, and wait until the server has answered or the channel is gone."""
         channel = self._channel
         frame_max = channel.frame_max
-        sending = [parcel for parcel in parcels if parcel.fits(frame_max)]
+        small = encoding.always_carried(frame_max)
+        sending = [parcel for parcel in parcels if len(parcel.properties) <= small or parcel.fits(frame_max)]
         written = _Round(sending)
         if not sending:
             return written
@@ -353,15 +354,20 @@ class Publisher:
         and TransportCrashed when the I/O thread fails meanwhile.
         """
         self._io.check()
-        adopted = self._adopt(parcels) if self._left_behind else {}
-        batch = Batch([each for each in parcels if each not in adopted], [*adopted.values()])
+        adopted = self._adopt(parcels) if self._left_behind else None
+        if adopted:
+            batch = Batch([each for each in parcels if each not in adopted], [*adopted.values()])
+        else:
+            batch = Batch(parcels)
         seconds = self._options.timeout
         if deadline is not None:
             seconds = min(seconds, max(0.0, deadline - time.monotonic()))
         try:
             if not batch.is_done:
                 self._publish_and_wait(batch, seconds)
-            return [adopted.get(parcel, parcel).error for parcel in parcels]
+            if adopted:
+                return [adopted.get(parcel, parcel).error for parcel in parcels]
+            return [parcel.error for parcel in parcels]
         except TransportError:
             raise
         except BaseException:  # out of a signal handler
