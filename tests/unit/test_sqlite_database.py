@@ -318,6 +318,21 @@ def test_one_checkpoint_does_not_follow_another_at_once(
     other.close()
 
 
+def test_a_checkpoint_that_came_too_soon_is_not_tried_at_each_commit(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY_SECONDS", 60.0)
+    monkeypatch.setattr(module, "WAL_PAGES", 1)
+    write_a_record(database, "a")  # followed by a checkpoint
+    write_a_record(database, "b")  # too soon for another one
+    lock = path.with_name("x.db-checkpoint.lock")
+    lock.unlink()
+
+    write_a_record(database, "c")
+
+    assert not lock.exists()  # whoever tries makes it
+
+
 def test_a_reader_that_never_ends_does_not_stop_the_writers(path: Path, database: Database) -> None:
     write_a_record(database, "a")
     reader = sqlite3.connect(path, isolation_level=None)
