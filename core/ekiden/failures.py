@@ -186,7 +186,7 @@ def _attributes_of(error: BaseException) -> Iterator[tuple[str, Any]]:
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any]]:
-    for each in type.mro(kind):
+    for each in kind.__mro__:
         if each in _WITHOUT_FIELDS or _is_pydantics(each):
             continue
         for name, descriptor in vars(each).items():
@@ -287,10 +287,11 @@ def _bare(kind: type[Exception], args: tuple[Any, ...]) -> Exception:
     while layout.__flags__ & _MADE_AT_RUN_TIME and layout.__base__ is not None:
         layout = layout.__base__
     error: Exception = layout.__new__(kind, *args)
-    error.args = args
+    _set_args(error, args)  # past a __setattr__ of the user's: a frozen dataclass refuses
     return error
 
 
+_set_args = vars(BaseException)["args"].__set__
 _MADE_AT_RUN_TIME = 1 << 9
 """Py_TPFLAGS_HEAPTYPE: set for every class that a ``class`` statement made."""
 

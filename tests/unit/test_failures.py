@@ -15,6 +15,7 @@ import urllib.error
 import uuid
 import zoneinfo
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from email.message import Message
 from io import BytesIO
@@ -77,6 +78,26 @@ class RequestFailed(OSError):
         super().__init__(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+    where: tuple[str, int] = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"{self.code} in {self.where[0]}"
+
+
+class Guarded(Exception):
+    """As urllib's HTTPError has it: what looks for an attribute needs others."""
+
+    def __init__(self, code: int, *, inside: object) -> None:
+        super().__init__(str(code))
+        self.code, self.inside = code, inside
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.__dict__["inside"], name)
+
+
 class Mixed(NeedsKeyword, LookupError):
     pass
 
@@ -135,6 +156,9 @@ CASES: list[tuple[Exception, list[str]]] = [
     (NeedsKeyword(code=4, when=NOW), ["code", "when"]),
     (Mixed(code=4, when=NOW), ["code", "when"]),
     (MadeByNew(code=7), ["code"]),
+    (Frozen(3, where=("a", 1)), ["code", "where"]),
+    (Guarded(4, inside=None), ["code", "inside"]),
+    (httpx.HTTPStatusError("404", request=None, response=None), ["response"]),  # type: ignore[arg-type]
     (Slotted("text", 5), ["code"]),
     (WithProperty(uuid.uuid4(), Decimal("1.50"), ("a", "b")), ["order", "price", "tags"]),
     (changed_later(), ["status"]),
@@ -203,6 +227,12 @@ def test_an_attribute_made_of_a_repr_is_none() -> None:
 
     assert isinstance(rebuilt, urllib.error.HTTPError)
     assert (rebuilt.headers, rebuilt.fp) == (None, None)
+
+
+def test_an_attribute_that_is_not_there_is_no_key_error() -> None:
+    rebuilt = there_and_back(Guarded(4, inside=Response()))
+
+    assert not hasattr(rebuilt, "status_code")
 
 
 def test_a_validation_error_of_pydantic_comes_back() -> None:
