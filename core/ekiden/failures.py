@@ -14,6 +14,7 @@ import builtins
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
@@ -94,6 +95,8 @@ class _State:
             return
         for name, value in list(held.items())[:_MOST_ARGUMENTS]:
             kept = self._kept_exactly(name, value)
+            if kept is _NOT_KEPT and isinstance(value, Exception) and value is not error:
+                kept = self._kept_exception(name, value)
             if kept is not _NOT_KEPT:
                 self.attributes[name] = kept
             elif self._takes(len(name)):
@@ -116,6 +119,17 @@ class _State:
         if kind in _KINDS:
             self.kinds[name] = kind
         return as_json
+
+    def _kept_exception(self, name: str, error: Exception) -> Any:
+        """An exception that another one holds, as SQLAlchemy's hold that of the driver (``orig``)."""
+        try:
+            kept = _with_exceptions(error, self._left // 2)
+            if not self._takes(len(encode_value(kept))):
+                return _NOT_KEPT
+        except BaseException:  # noqa: BLE001 - as above
+            return _NOT_KEPT
+        self.kinds[name] = _HOLDS_EXCEPTIONS
+        return kept
 
     def _kept_roughly(self, name: str, argument: object) -> Any:
         """An argument of another kind: what JSON makes of it, else as much of its text or its repr as fits."""
@@ -148,9 +162,9 @@ class _State:
 def _with_exceptions(value: Any, most_bytes: int) -> Any:
     """The same value with records in place of exceptions in it, as Django's ValidationError has them; or the value."""
     if isinstance(value, Exception):
-        record = failure_record(value, None, most_bytes=most_bytes)
         if most_bytes < _SMALLEST_FAILURE_BYTES:
             raise ValueError("no room is left for what it holds")
+        record = failure_record(value, None, most_bytes=most_bytes)
         return {_EXCEPTION: msgspec.to_builtins(record)}
     if type(value) not in {list, dict} or not value:
         return value
@@ -252,33 +266,57 @@ def rebuild_exception(record: FailureRecord) -> BaseException:
         return _task_error(record)
     if _is_pydantics(kind):
         return _made_by_pydantic(kind, record) or _task_error(record)
+    try:
+        told = _Told.by(record)
+    except Exception:  # noqa: BLE001 - somebody has made the record up
+        return _task_error(record)
     for make in (_made_anew, _without_its_constructor, _with_its_text, _of_a_class_with_its_text):
         try:
-            error = make(kind, record)
-            _set_attributes(error, record)
-            if isinstance(error, kind) and text_of(error) == record.message:
+            error = make(kind, told)
+            _set_attributes(error, told)
+            if isinstance(error, kind) and text_of(error) == told.message:
                 return error
         except BaseException:  # noqa: BLE001 - a class of the user's may want other arguments, or do anything
             continue
     return _task_error(record)
 
 
-def _made_anew(kind: type[Exception], record: FailureRecord) -> Exception:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a record says, read once: an exception in it that holds others is not made again for each way to make it."""
+
+    message: str
+    args: tuple[Any, ...]
+    members: list[Exception]
+    attributes: dict[str, Any]
+    lost: tuple[str, ...]
+    has_reprs: bool
+
+    @classmethod
+    def by(cls, record: FailureRecord) -> _Told:
+        kinds = record.kinds
+        return cls(
+            record.message,
+            tuple(_read(each, kinds.get(str(number))) for number, each in enumerate(record.args)),
+            [each for each in map(rebuild_exception, record.exceptions) if isinstance(each, Exception)],
+            {name: _read(value, kinds.get(name)) for name, value in record.attributes.items()},
+            record.lost,
+            _REPR in kinds.values(),
+        )
+
+
+def _made_anew(kind: type[Exception], told: _Told) -> Exception:
     """By its constructor, with the arguments that it was made with."""
-    args = _arguments(record)
-    if issubclass(kind, ExceptionGroup):
-        members = [each for each in map(rebuild_exception, record.exceptions) if isinstance(each, Exception)]
-        return kind(args[0], members)
-    return kind(*args)
+    return kind(told.args[0], told.members) if issubclass(kind, ExceptionGroup) else kind(*told.args)
 
 
-def _without_its_constructor(kind: type[Exception], record: FailureRecord) -> Exception:
+def _without_its_constructor(kind: type[Exception], told: _Told) -> Exception:
     """Where the constructor takes others than it passes on, as most of users' classes do."""
-    return _bare(kind, _arguments(record))
+    return _bare(kind, told.args)
 
 
-def _with_its_text(kind: type[Exception], record: FailureRecord) -> Exception:
-    return _bare(kind, (record.message,))
+def _with_its_text(kind: type[Exception], told: _Told) -> Exception:
+    return _bare(kind, (told.message,))
 
 
 def _bare(kind: type[Exception], args: tuple[Any, ...]) -> Exception:
@@ -296,19 +334,14 @@ _MADE_AT_RUN_TIME = 1 << 9
 """Py_TPFLAGS_HEAPTYPE: set for every class that a ``class`` statement made."""
 
 
-def _arguments(record: FailureRecord) -> tuple[Any, ...]:
-    return tuple(_read(each, record.kinds.get(str(number))) for number, each in enumerate(record.args))
-
-
-def _set_attributes(error: Exception, record: FailureRecord) -> None:
+def _set_attributes(error: Exception, told: _Told) -> None:
     """Give it the worker's attributes, without a call of any code of the user's."""
     fields = dict(_fields(type(error)))
     own = object.__getattribute__(error, "__dict__")
     held = dict(_attributes_of(error))
-    wanted = {name: _read(value, record.kinds.get(name)) for name, value in record.attributes.items()}
-    was_made_of_text = _REPR in record.kinds.values()
-    wanted.update((name, None) for name in record.lost if was_made_of_text or name not in held)
-    for name, value in wanted.items():
+    # What a constructor has made of a repr is not what the worker had.
+    lost = {name: None for name in told.lost if told.has_reprs or name not in held}
+    for name, value in {**told.attributes, **lost}.items():
         if name in fields:
             # An OSError without a file holds None, and is one with a file when None is set.
             if value is not None or held.get(name, _NOT_KEPT) is not None:
@@ -318,10 +351,10 @@ def _set_attributes(error: Exception, record: FailureRecord) -> None:
             own[name] = value
 
 
-def _of_a_class_with_its_text(kind: type[Exception], record: FailureRecord) -> Exception:
+def _of_a_class_with_its_text(kind: type[Exception], told: _Told) -> Exception:
     """Where ``__str__`` needs what only the constructor sets: a subclass, since ``except`` has to work."""
-    body = {"__str__": lambda _self: record.message, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return _with_its_text(type(kind.__name__, (kind,), body), record)
+    body = {"__str__": lambda _self: told.message, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return _with_its_text(type(kind.__name__, (kind,), body), told)
 
 
 def _known_class(dotted: str) -> type[Exception] | None:

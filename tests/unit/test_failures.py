@@ -302,6 +302,50 @@ def test_attributes_that_somebody_made_up_run_no_code() -> None:
     assert set(vars(rebuilt)) == {"code"}
 
 
+class Wrapping(Exception):
+    """As SQLAlchemy's hold that of the driver."""
+
+    def __init__(self, orig: Exception | None) -> None:
+        super().__init__(f"wraps {type(orig).__name__}")
+        self.orig = orig
+
+
+def test_an_exception_that_it_holds_comes_with_it() -> None:
+    rebuilt = there_and_back(Wrapping(NeedsKeyword(code=4, when=NOW)))
+
+    assert isinstance(rebuilt, Wrapping)
+    assert isinstance(rebuilt.orig, NeedsKeyword)
+    assert (rebuilt.orig.code, rebuilt.orig.when) == (4, NOW)
+
+
+def test_exceptions_that_hold_each_other_are_bounded() -> None:
+    outer, inner = Wrapping(None), Wrapping(None)
+    outer.orig, inner.orig = inner, outer
+
+    record = failure_record(outer, None)
+
+    assert len(msgspec.json.encode(record)) < 10_000
+    assert isinstance(rebuild_exception(record), Wrapping)
+
+
+def test_records_in_records_are_each_read_once() -> None:
+    record = FailureRecord("TypeError", "innermost")
+    for _ in range(30):
+        held = {"ekiden:exception": msgspec.to_builtins(record)}
+        record = FailureRecord("TypeError", "another text", attributes={"orig": held}, kinds={"orig": "exceptions"})
+        record = msgspec.structs.replace(record, type=f"{__name__}.Unwilling")
+
+    assert type(rebuild_exception(record)).__name__ == "Unwilling"
+
+
+class Unwilling(Exception):
+    def __init__(self) -> None:
+        raise RuntimeError("never")
+
+    def __str__(self) -> str:
+        return "always the same"
+
+
 def test_attributes_of_any_size_are_bounded() -> None:
     error = ValueError("x")
     vars(error).update({f"name{number}": "x" * 100_000 for number in range(200)})
