@@ -487,7 +487,7 @@ def test_a_body_can_give_its_call_back(app: Ekiden, ekiden_worker: StartWorker) 
 
 
 @in_memory
-@pytest.mark.parametrize("often", [1, 2])
+@pytest.mark.parametrize("often", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_body_that_always_gives_its_call_back_is_dead_in_the_end(
     app: Ekiden, ekiden_worker: StartWorker, notes: Notes, often: int
 ) -> None:
