@@ -57,7 +57,7 @@ def encode_value(value: Any) -> bytes:
         body = encode(value)
         if b"null" in body:
             _refuse_not_finite(value)
-        if b"{" in body and _KEY_NOT_OF_TEXT.search(body):
+        if b"{" in body and type(value) not in _WITHOUT_KEYS and _KEY_NOT_OF_TEXT.search(body):
             _refuse_lost_keys(value)
     except OverflowError as error:
         raise ValueError(str(error)) from error
@@ -135,7 +135,7 @@ def _refuse_not_finite_in(value: Any) -> None:
 
 
 _WITHOUT_KEYS = frozenset({int, str, float, bool, bytes, type(None)})
-_KEY_NOT_OF_TEXT = re.compile(rb'[{,]"(?:[-0-9][^"]*|[0-9a-f]{8}-[^"]*)":')
+_KEY_NOT_OF_TEXT = re.compile(rb'"(?:[-0-9][^"]*|[0-9a-f]{8}-[^"]*)":')
 """A number, date or UUID as a key: only where the JSON may have one are the values looked through."""
 
 
@@ -255,6 +255,9 @@ ARRIVES_AS_IT_IS = frozenset({str, int, float, bool, type(None), date, Decimal, 
 """Classes whose values are read back as they were; a dict may lose keys, a datetime the seconds of its offset."""
 
 
+_MOST_REMEMBERED = 1000
+
+
 class Parameters:
     """What a function accepts, read once when its task is declared.
 
@@ -271,11 +274,15 @@ class Parameters:
         self._positional_names = [p.name for p in positional]
         self._keyword_names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         self._fewest = sum(1 for p in positional if p.default is p.empty)
+        self._required = {p.name for p in positional if p.default is p.empty}
         self._takes_plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
         self._annotations: dict[str, Any] | None = None
         self._kinds: dict[str, Kind] = {}
+        self._takes_anything = False
         self._fitting: frozenset[tuple[type, ...]] = frozenset()
         """The types of positional arguments that need no further look; none before annotations are resolved."""
+        self._fitting_named: set[tuple[tuple[type, ...], tuple[str, ...], tuple[type, ...]]] = set()
+        """The like for calls with names, as they are met: types, names, and the types of what is named."""
 
     def check(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise TaskArgumentsError if a call with these does not fit; each value must fit its annotation, too."""
@@ -297,7 +304,31 @@ class Parameters:
 
         The ordinary case, known by one look. False is no refusal, but for ``check`` or ``misfit`` to decide.
         """
-        return not kwargs and tuple(map(type, args)) in self._fitting
+        if not kwargs:
+            if self._takes_anything:
+                return self._fewest <= len(args) <= len(self._positional_names)
+            return tuple(map(type, args)) in self._fitting
+        return self._takes_plain and self._named_fit(args, kwargs)
+
+    def _named_fit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        found = (tuple(map(type, args)), tuple(kwargs), tuple(map(type, kwargs.values())))
+        if found in self._fitting_named:
+            return True
+        types = dict(zip(self._positional_names, found[0], strict=False))
+        named = dict(zip(found[1], found[2], strict=True))
+        kinds = self._annotations
+        if kinds is None or len(types) < len(args) or not types.keys().isdisjoint(named):
+            return False
+        types |= named
+        if (
+            named.keys() <= self._keyword_names
+            and types.keys() >= self._required
+            and all(kinds.get(name) is kind and kind in ARRIVES_AS_IT_IS for name, kind in types.items())
+        ):
+            if len(self._fitting_named) < _MOST_REMEMBERED:
+                self._fitting_named.add(found)
+            return True
+        return False
 
     def convert(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """What a message brought, as the annotations say. Raises TypeError or ValueError naming the parameter."""
@@ -409,6 +440,7 @@ class Parameters:
             self._kinds[name] = Kind(annotation)
         self._annotations = annotations
         self._fitting = frozenset(self._exact_types(annotations))
+        self._takes_anything = self._takes_plain and not annotations
         return annotations
 
     def _exact_types(self, kinds: Mapping[str, Any]) -> Iterator[tuple[type, ...]]:

@@ -261,6 +261,8 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def publishing(self, settings: Settings) -> Publishing:
         """How this call is published."""
+        if self is NOTHING_SAID:
+            return _published_as_set(settings)
         return publishing(settings, timeout=self.publish_timeout, retry=self.retry, retry_policy=self.retry_policy)
 
 
@@ -471,6 +473,19 @@ def publishing(
 
 
 _DEFAULT_PUBLISH_RETRY_POLICY = PublishRetryPolicy()
+
+
+def _published_as_set(settings: Settings) -> Publishing:
+    """``publishing`` of a call that says nothing of it, without asking for each word of its."""
+    policy = settings.task_publish_retry_policy
+    return Publishing(
+        settings.task_publish_timeout,
+        None
+        if not settings.task_publish_retry
+        else read_publish_retry_policy(policy)
+        if policy
+        else _DEFAULT_PUBLISH_RETRY_POLICY,
+    )
 
 
 def read_publish_retry_policy(given: Mapping[str, Any]) -> PublishRetryPolicy:
