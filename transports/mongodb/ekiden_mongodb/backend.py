@@ -21,6 +21,7 @@ from pymongo.results import BulkWriteResult
 
 from ekiden_mongodb import results as layout
 from ekiden_mongodb.client import Client
+from ekiden_mongodb.contexts import in_own_context
 from ekiden_mongodb.errors import DUPLICATE_KEY
 from ekiden_mongodb.expiring import AT_ONCE, Document, ExpiringCollection, slices
 from ekiden_mongodb.joins import Joins
@@ -54,6 +55,7 @@ class MongoDBBackend(Backend):
         self._are_mostly_new = True  # the tasks whose results are stored: what their last ones were
         self._closed = False
 
+    @in_own_context
     def put(self, results: Sequence[StoredResult]) -> list[bool]:
         self._check_open(text for result in results for text in (result.task_id, result.state))
         answers = [False] * len(results)
@@ -67,6 +69,7 @@ class MongoDBBackend(Backend):
             self._waits.tell(ended)
         return answers
 
+    @in_own_context
     def get(self, ids: Sequence[str]) -> list[StoredResult | None]:
         self._check_open(ids)
         now = self._now()
@@ -75,6 +78,7 @@ class MongoDBBackend(Backend):
             raise BackendError(f"What is stored for task {ids[0]} cannot be read: it was not stored by ekiden.")
         return [None if (document := found.get(i)) is None else layout.told(document, now) for i in ids]
 
+    @in_own_context
     def wait(self, ids: Sequence[str], timeout: float) -> list[StoredResult]:
         self._check_open(ids)
         return self._waits.wait(ids, timeout) if timeout > 0 and ids else self._final(ids)
@@ -82,12 +86,14 @@ class MongoDBBackend(Backend):
     def wake(self) -> None:
         self._waits.wake()
 
+    @in_own_context
     def forget(self, ids: Sequence[str], *, deadline: float | None = None) -> None:
         self._check_open(ids)
         for some in slices(ids, AT_ONCE):
             with self._client.asking(by=deadline):
                 self._results().delete_many({"_id": {"$in": list(some)}})
 
+    @in_own_context
     def begin(self, starts: Sequence[Start]) -> list[Begun]:
         self._check_open(text for start in starts for text in (start.task_id, start.message_id))
         answers: dict[int, Begun] = {}
@@ -99,14 +105,17 @@ class MongoDBBackend(Backend):
             answers |= {place: layout.begun(start, found.get(start.task_id), now) for place, start in part}
         return [answers[place] for place in range(len(starts))]
 
+    @in_own_context
     def join(self, join_id: str, member: str, outcome: bytes, *, size: int, expires: float | None) -> Joined:
         self._check_open((join_id, member))
         return self._joins.join(join_id, member, outcome, size=size, expires=expires)
 
+    @in_own_context
     def read(self, keys: Sequence[str]) -> list[Record | None]:
         self._check_open(keys)
         return self._records.read(keys)
 
+    @in_own_context
     def write(
         self, key: str, value: bytes | None, *, expected_version: int | None = None, expires: float | None = None
     ) -> int | None:
@@ -115,14 +124,17 @@ class MongoDBBackend(Backend):
             return self._records.delete(key, expected_version=expected_version)
         return self._records.write(key, value, expected_version=expected_version, expires=expires)
 
+    @in_own_context
     def scan(self, prefix: str) -> list[Record]:
         self._check_open((prefix,))
         return self._records.scan(prefix)
 
+    @in_own_context
     def warnings(self) -> list[str]:
         self._check_open(())
         return warnings_about(self._client, "results")
 
+    @in_own_context
     def close(self) -> None:
         self._closed = True
         self._waits.close()

@@ -16,6 +16,7 @@ from ekiden.transport import Consumer
 
 from ekiden_mongodb.claiming import AT_ONCE, Claimer
 from ekiden_mongodb.client import Client
+from ekiden_mongodb.contexts import in_own_context
 from ekiden_mongodb.documents import Messages, document_id
 from ekiden_mongodb.holding import Holdings
 from ekiden_mongodb.publishing import Publisher
@@ -74,6 +75,7 @@ class MongoDBConsumer(Consumer):
             signals.ring(self._queues)
         self._waiter = signals.waiter(self._queues)
 
+    @in_own_context
     def receive(self, limit: int, timeout: float) -> list[Delivery]:
         give_up = time.monotonic() + timeout
         with self._receiving:
@@ -91,6 +93,7 @@ class MongoDBConsumer(Consumer):
                     self._wait_for_room(left)
             return []
 
+    @in_own_context
     def settle(self, endings: Sequence[Ending]) -> list[Settled]:
         self._check_open()
         answers = self._settler.settle(endings)
@@ -101,12 +104,14 @@ class MongoDBConsumer(Consumer):
         )
         return answers
 
+    @in_own_context
     def release(self, deliveries: Sequence[Delivery], delay: float = 0.0, *, keep_attempt: bool = False) -> None:
         self._check_open()
         self._settler.release(deliveries, delay=delay, keep_attempt=keep_attempt)
         self._drop(deliveries)
         self._signals.ring({delivery.message.queue for delivery in deliveries})
 
+    @in_own_context
     def extend(self, deliveries: Sequence[Delivery]) -> list[Settled]:
         self._check_open()
         answers = self._settler.extend(deliveries)
@@ -123,6 +128,7 @@ class MongoDBConsumer(Consumer):
             self._waiter.wake()
             self._room_made.set()
 
+    @in_own_context
     def close(self) -> None:
         self.stop()
         with self._receiving:

@@ -18,6 +18,7 @@ from ekiden.locks import Flag
 from ekiden.transport import Listener
 
 from ekiden_mongodb.client import Client
+from ekiden_mongodb.contexts import in_own_context
 from ekiden_mongodb.feeds import Document, Feed, Position
 from ekiden_mongodb.watching import Watch
 
@@ -54,6 +55,7 @@ class MongoDBListener(Listener):
         )
         self._watch.want(position.matching)
 
+    @in_own_context
     def receive(self, timeout: float) -> list[bytes]:
         give_up = time.monotonic() + timeout
         self._check_open()
@@ -75,6 +77,7 @@ class MongoDBListener(Listener):
         if self._closed:
             raise TransportClosed(f"The listener to topic {self._topic!r} was closed.")
 
+    @in_own_context
     def close(self) -> None:
         with self._lock:
             if self._closed:

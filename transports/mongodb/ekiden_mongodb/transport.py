@@ -13,6 +13,7 @@ from ekiden_mongodb import looking
 from ekiden_mongodb.claiming import REAP_SECONDS
 from ekiden_mongodb.client import Client
 from ekiden_mongodb.consumer import LOOK_AGAIN_SECONDS, MongoDBConsumer
+from ekiden_mongodb.contexts import in_own_context
 from ekiden_mongodb.documents import Messages
 from ekiden_mongodb.listener import MongoDBListener, broadcast
 from ekiden_mongodb.options import MongoDBOptions
@@ -48,10 +49,12 @@ class MongoDBTransport(Transport):
         self._open: set[MongoDBConsumer | MongoDBListener] = set()
         self._closed = False
 
+    @in_own_context
     def publish(self, messages: Sequence[Message], *, deadline: float | None = None) -> list[Published]:
         self._check_open()
         return self._publisher.publish(messages, deadline=deadline)
 
+    @in_own_context
     def consumer(
         self, queues: Sequence[str], *, lease: float, prefetch: int, name: str, strict: bool = False
     ) -> Consumer:
@@ -71,32 +74,39 @@ class MongoDBTransport(Transport):
         self._open.add(consumer)
         return consumer
 
+    @in_own_context
     def browse(self, queue: str, *, after: str | None = None, limit: int = 100) -> list[Seen]:
         self._check_open()
         return looking.browse(self._client, self._messages, queue, after=after, limit=limit)
 
+    @in_own_context
     def depth(self, queue: str) -> Depth:
         self._check_open()
         return looking.depth(self._client, self._messages, queue)
 
+    @in_own_context
     def purge(self, queue: str) -> int:
         self._check_open()
         return looking.purge(self._client, self._messages, queue)
 
+    @in_own_context
     def broadcast(self, topic: str, payloads: Sequence[bytes]) -> None:
         self._check_open()
         broadcast(self._client, topic, payloads)
 
+    @in_own_context
     def listen(self, topic: str) -> Listener:
         self._check_open()
         listener = MongoDBListener(self._client, topic, left=self._open.discard)
         self._open.add(listener)
         return listener
 
+    @in_own_context
     def warnings(self, queues: Sequence[str]) -> list[str]:
         self._check_open()
         return warnings_about(self._client, "messages")
 
+    @in_own_context
     def close(self) -> None:
         self._closed = True
         for one in list(self._open):
