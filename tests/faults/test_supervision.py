@@ -168,7 +168,14 @@ def test_a_process_that_ends_although_nobody_stopped_the_worker_is_replaced(grou
 
 
 def zombies_below(process: psutil.Process) -> list[psutil.Process]:
-    return [each for each in process.children(recursive=True) if each.status() == psutil.STATUS_ZOMBIE]
+    return [each for each in process.children(recursive=True) if is_zombie(each)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -92,13 +92,16 @@ class Signals:
 def signals_every(seconds: float, *, within: tuple[str, ...]) -> Iterator[None]:
     """Inside the ``with`` block a signal interrupts the main thread about so often, wherever it is by then.
 
-    But only while something is called there from a file whose path begins with one of ``within``.
+    But only while something is called there from a file whose path begins with one of ``within``, and not where Python
+    collects what is of no use any more, or tells pytest of it: nobody could handle an exception out of that.
     """
     over, main = threading.Event(), threading.main_thread().ident
     assert main == threading.get_ident(), "only the main thread runs signal handlers"
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith(("_pytest", "_weakrefset", "weakref")):
+                return
             if frame.f_code.co_filename.startswith(within):
                 raise Interrupted
             frame = frame.f_back
