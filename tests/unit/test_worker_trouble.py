@@ -404,8 +404,7 @@ def test_a_task_that_closes_the_app_ends_its_worker(app: Ekiden, url: str) -> No
 
         worker._thread.join(PATIENCE)
         assert not worker._thread.is_alive()
-        with pytest.raises(TransportClosed):
-            worker.stop()
+        worker.stop()  # closing its app is how a worker of this process may be ended
 
 
 def test_renewals_that_fail_are_logged(app: Ekiden, caplog: pytest.LogCaptureFixture) -> None:
