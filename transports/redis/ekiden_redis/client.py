@@ -314,9 +314,15 @@ class Client:
     def _is_elsewhere(self, call: Call, server: Server, deadline: float) -> bool:
         """Whether by now another server than ``server``, which did nothing, is the right one for ``call``."""
         try:
-            return self._servers.of(call.keys[0] if call.keys else b"", deadline).address != server.address
+            found = self._servers.of(call.keys[0] if call.keys else b"", deadline)
         except TROUBLE:
             return False  # what ``server`` said is told
+        if found.address != server.address:
+            return True
+        # The next call asks again: by then Sentinels may have made another one the master, while this one, started
+        # again, takes itself for it and loses what it is told.
+        self._servers.failed(found)
+        return False
 
 
 class _WrongServer(msgspec.Struct, frozen=True):
