@@ -80,6 +80,7 @@ _STALLED_SECONDS = 45.0
 _UNKNOWN_TASK_DELAY_SECONDS = 5.0
 _STARTS_AT_ONCE_SECONDS = 0.02
 _HELD_BACK_SECONDS = 0.2
+_ALONE_FROM_ATTEMPT = 3
 _GIVEN_BACK_WITHIN_SECONDS = 1.0
 _FEWER_CLAIMED_SECONDS = 1.0
 _AT_ONCE_SECONDS = 1.0
@@ -586,13 +587,18 @@ class _Receiver:
 
         These are given back, with their attempt, before any of the others starts and may kill this worker. So from
         its second hand-out on, a message that is in a dead worker's hand had been started by it.
+
+        Two deaths make a suspect, and of suspects one is in hand at a time: the one that kills this worker again does
+        not take the same others with it each time, until they are buried as well.
         """
         busy = self._settler.unfinished() - self._runner.in_loop() - len(jobs)
         room = max(0, self._worker.threads - busy) + self._worker.starts_within(_STARTS_AT_ONCE_SECONDS, self._settler)
+        suspects = sum(_is_suspect(job) for job in list(self._held.values())) - sum(map(_is_suspect, jobs))
         held_back = []
         for job in exact:
-            if room > 0 and self._runner.reserve(job):
+            if room > 0 and not (suspects > 0 and _is_suspect(job)) and self._runner.reserve(job):
                 room -= 1
+                suspects += _is_suspect(job)
             else:
                 held_back.append(job)
         if held_back:
@@ -727,6 +733,11 @@ def _copy_of(message: Message, call: Call) -> str:
 def _runnable_since(call: Call) -> float:
     """When a call could first have run (seconds since the epoch)."""
     return call.sent if call.eta is None else max(call.sent, call.eta)
+
+
+def _is_suspect(job: Job) -> bool:
+    """Whether two workers, or body processes, have died with it."""
+    return job.delivery.attempt >= _ALONE_FROM_ATTEMPT
 
 
 def _ahead_of(claim_seconds: float) -> float:
