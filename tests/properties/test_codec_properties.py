@@ -8,6 +8,7 @@ import pytest
 from ekiden.codec import Parameters, decode_call, decode_value, encode_call, encode_value
 from ekiden.errors import MessageError
 from ekiden.signature import Call, Step
+from ekiden.times import LATEST_TIME
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=20,
 )
-times = st.floats(0, 1e11) | st.none()
+times = st.floats(0, LATEST_TIME) | st.none()
 steps = st.recursive(
     st.builds(Step, task=text, args=st.tuples(values), kwargs=st.dictionaries(text, values, max_size=2)),
     lambda inner: st.builds(Step, task=text, on_success=st.tuples(inner), on_error=st.tuples(inner, inner)),
@@ -29,7 +30,7 @@ calls = st.builds(
     Call,
     task=text,
     id=ids,
-    sent=st.floats(0, 1e11),
+    sent=st.floats(0, LATEST_TIME),
     args=st.lists(values, max_size=4),
     kwargs=st.dictionaries(text, values, max_size=4),
     retries=st.integers(0, 2**31 - 1),

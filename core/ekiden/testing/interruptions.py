@@ -95,8 +95,8 @@ def signals_every(seconds: float, *, within: tuple[str, ...]) -> Iterator[None]:
     But only while something is called there from a file whose path begins with one of ``within``, and not where Python
     collects what is of no use any more, or tells pytest of it: nobody could handle an exception out of that.
     """
-    over, main = threading.Event(), threading.main_thread().ident
-    assert main == threading.get_ident(), "only the main thread runs signal handlers"
+    over, main = threading.Event(), threading.get_ident()
+    assert main == threading.main_thread().ident, "only the main thread runs signal handlers"
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         while frame is not None:
