@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from ekiden.testing.interruptions import COLLECTING
+
 
 class Interrupted(BaseException):
     """What the handler raises, as the one for Ctrl-C raises KeyboardInterrupt."""
@@ -69,7 +71,7 @@ def signals_every(seconds: float, *, inside: str) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.2, 1.8) * seconds)
         while frame is not None:
             module = frame.f_globals.get("__name__", "")
-            if module.startswith(("_pytest", "_weakrefset", "weakref")):
+            if module.startswith(COLLECTING):
                 return
             if module.startswith(inside):
                 raise Interrupted

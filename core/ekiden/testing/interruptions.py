@@ -20,6 +20,9 @@ from typing import Any
 
 SIGNAL = signal.SIGUSR1
 
+COLLECTING = ("_pytest", "_weakrefset", "weakref", "hypothesis")
+"""Modules with functions that run where Python collects garbage: an exception out of these goes nowhere."""
+
 
 class Interrupted(BaseException):
     """What the handler raises."""
@@ -100,7 +103,7 @@ def signals_every(seconds: float, *, within: tuple[str, ...]) -> Iterator[None]:
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         while frame is not None:
-            if frame.f_globals.get("__name__", "").startswith(("_pytest", "_weakrefset", "weakref")):
+            if frame.f_globals.get("__name__", "").startswith(COLLECTING):
                 return
             if frame.f_code.co_filename.startswith(within):
                 raise Interrupted
