@@ -26,9 +26,10 @@ def load_pika() -> None:
         import pika.adapters
     finally:
         del sys.modules[_FOR_ASYNCIO]
-    namespace = vars(pika.adapters)
-    if namespace.pop(_CLASS, stand_in) is None:
-        namespace["__getattr__"] = _adapter
+    adapters: Any = pika.adapters
+    if getattr(adapters, _CLASS, stand_in) is None:
+        delattr(adapters, _CLASS)
+        adapters.__getattr__ = _adapter
 
 
 def _adapter(name: str) -> Any:
