@@ -454,7 +454,9 @@ class _Receiver:
         self._ahead = _IN_HAND_SECONDS
         self._fewer_until = 0.0
         # Where the broker adds a second message of an id of the user's own, the fence lets one of them run.
-        self._fences_sendings = not app.opened_transport().description.names_duplicates
+        described = app.opened_transport().description
+        self._fences_sendings = not described.names_duplicates
+        self._suspects_alone = not described.connection_is_lease
 
     def run(self) -> None:
         """Until the worker is to stop, or, in a burst, nothing is left."""
@@ -589,14 +591,16 @@ class _Receiver:
         its second hand-out on, a message that is in a dead worker's hand had been started by it.
 
         Two deaths make a suspect, and of suspects one is in hand at a time: the one that kills this worker again does
-        not take the same others with it each time, until they are buried as well.
+        not take the same others with it each time, until they are buried as well. Not where the broker pushes: what is
+        held back there has been handed out, and would be charged with the next death without having run.
         """
         busy = self._settler.unfinished() - self._runner.in_loop() - len(jobs)
         room = max(0, self._worker.threads - busy) + self._worker.starts_within(_STARTS_AT_ONCE_SECONDS, self._settler)
         suspects = sum(_is_suspect(job) for job in list(self._held.values())) - sum(map(_is_suspect, jobs))
         held_back = []
         for job in exact:
-            if room > 0 and not (suspects > 0 and _is_suspect(job)) and self._runner.reserve(job):
+            is_alone = not (self._suspects_alone and suspects > 0 and _is_suspect(job))
+            if room > 0 and is_alone and self._runner.reserve(job):
                 room -= 1
                 suspects += _is_suspect(job)
             else:
