@@ -599,8 +599,8 @@ class _Receiver:
         suspects = sum(_is_suspect(job) for job in list(self._held.values())) - sum(map(_is_suspect, jobs))
         held_back = []
         for job in exact:
-            is_alone = not (self._suspects_alone and suspects > 0 and _is_suspect(job))
-            if room > 0 and is_alone and self._runner.reserve(job):
+            is_barred = self._suspects_alone and suspects > 0 and _is_suspect(job)
+            if room > 0 and not is_barred and self._runner.reserve(job):
                 room -= 1
                 suspects += _is_suspect(job)
             else:

@@ -281,6 +281,28 @@ class TestSecondHandOuts:
         assert [other.get(PATIENCE) for other in others] == list(range(1, 21))
         assert dead_letters(bodies.app) == []
 
+    @pytest.mark.slow
+    def test_of_messages_with_which_two_workers_died_one_is_in_hand_at_a_time(
+        self, ekiden_worker: StartWorker, tmp_path: Path
+    ) -> None:
+        gates = [tmp_path / name for name in ("one", "two")]
+        results = [bodies.wait_for_file.delay(str(gate)) for gate in gates]
+        hand_out_and_lose(bodies.app, 2)
+
+        ekiden_worker(threads=2)
+
+        def begun() -> list[Path]:
+            return [gate for gate in gates if Path(f"{gate}.begun").exists()]
+
+        eventually(begun, what="one runs")
+        enough = time.monotonic() + 2.0  # a process for the other one is ready long before
+        eventually(lambda: time.monotonic() > enough, what="the other one could have started")
+        assert len(begun()) == 1
+        for gate in gates:
+            gate.touch()
+        assert [result.get(PATIENCE) for result in results] == [None, None]
+        assert dead_letters(bodies.app) == []
+
     def waits_again(self, task_id: str) -> bool:
         """Whether it was claimed and given back: it waits for a moment, as if nobody had had it."""
         found = {seen.message.id: seen for seen in bodies.app.transport.browse("default")}[task_id]
